@@ -1,0 +1,1 @@
+"""Typed settings of the graph, the model catalogue, and ready Serve configs."""

@@ -1,0 +1,99 @@
+"""The model catalogue: what every model id means, where its files come from and what serves it."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Family = Literal["whisper", "vosk", "emotion", "diarization"]
+Format = Literal[
+    "ctranslate2",  # whisper: a CTranslate2 directory
+    "transducer",  # vosk: encoder, decoder, joiner (offline)
+    "streaming_transducer",  # vosk: the same, frame-synchronous
+    "nemo_ctc",  # vosk: NeMo-style CTC, GigaAM CTC included (offline)
+    "streaming_nemo_ctc",  # vosk: cache-aware NeMo CTC, frame-synchronous
+    "nemo_transducer",  # vosk: GigaAM RNNT
+    "gigaam_emo",  # emotion: features and feature_lengths in, probs out
+    "pyannote",  # diarization: a pyannote.audio pipeline
+    "sherpa_onnx",  # diarization: segmentation.onnx and embedding.onnx
+]
+
+CATALOGUE_PATH = Path(__file__).with_name("models.yaml")
+REPOSITORY_ROOT = CATALOGUE_PATH.parent.parent
+
+
+class Source(BaseModel):
+    """Where the files of a model come from: a directory, or a repository on the hub."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | None = Field(
+        None, description="Directory; relative ones are looked up beside this repository."
+    )
+    repo: str | None = Field(None, description="Hub repository, owner/name.")
+    revision: str | None = Field(None, description="Commit of the hub repository.")
+    files: tuple[str, ...] = Field(
+        (), description="Glob patterns of the files to fetch; all if empty."
+    )
+    gated: bool = Field(False, description="The hub asks for an accepted licence and a token.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Source":
+        if (self.path is None) == (self.repo is None):
+            raise ValueError("a source names either a path or a repo")
+        return self
+
+
+class ModelEntry(BaseModel):
+    """One model of the catalogue."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    aliases: tuple[str, ...] = ()
+    family: Family
+    format: Format
+    source: Source
+    languages: tuple[str, ...] = Field((), description="ISO 639-1 codes; empty means many.")
+    licence: str
+    memory_mb: int = Field(gt=0, description="Resident memory of one loaded copy, MiB.")
+    description: str = ""
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Default options that the engine of the family takes."
+    )
+
+
+class Catalogue(BaseModel):
+    """All models that this service knows, by id and alias."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: tuple[ModelEntry, ...]
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Catalogue":
+        names = [name for m in self.models for name in (m.id, *m.aliases)]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"names used twice in the catalogue: {', '.join(twice)}")
+        return self
+
+    @classmethod
+    def load(cls, path: Path = CATALOGUE_PATH) -> "Catalogue":
+        """Read and validate a catalogue file."""
+        return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+    @cached_property
+    def _by_name(self) -> dict[str, ModelEntry]:
+        return {name: m for m in self.models for name in (m.id, *m.aliases)}
+
+    def find(self, name: str) -> ModelEntry | None:
+        """The model of an id or alias, None if there is none."""
+        return self._by_name.get(name)
+
+    def of_family(self, family: Family) -> Iterable[ModelEntry]:
+        """The models that one deployment can serve."""
+        return (m for m in self.models if m.family == family)

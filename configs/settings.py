@@ -1,0 +1,153 @@
+"""Typed arguments of the graph: what `args:` of a Serve config may say, and nothing else.
+
+Environment variables named ``SPEECHGRAPH__<DEPLOYMENT>__<FIELD>`` override the file.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scaling(_Strict):
+    """How many replicas a deployment has, and when that changes."""
+
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(1, ge=1)
+    target_ongoing_requests: float = Field(
+        2.0, gt=0, description="Requests per replica that autoscaling aims at."
+    )
+    upscale_delay_s: float = Field(2.0, ge=0)
+    downscale_delay_s: float = Field(60.0, ge=0)
+    look_back_period_s: float = Field(
+        4.0, gt=0, description="Ray's own default of 30 s starts a replica only after 38 s."
+    )
+    max_replicas_per_node: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Scaling":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is above max_replicas")
+        return self
+
+
+class Resources(_Strict):
+    """What one replica takes from its node."""
+
+    num_cpus: float = Field(1.0, ge=0, description="Logical CPUs; threads are pinned to it.")
+    num_gpus: float = Field(0.0, ge=0, description="Share of one GPU; 0 hides all GPUs.")
+    memory_mb: int | None = Field(None, ge=1)
+    label_selector: dict[str, str] = Field(default_factory=dict)
+
+
+class Lifecycle(_Strict):
+    """Health, drain and the bound of the queue of one deployment."""
+
+    max_queue: int = Field(
+        32,
+        ge=0,
+        description="Requests that may wait inside a replica; one more is refused with 503.",
+    )
+    health_check_period_s: float = Field(2.0, gt=0)
+    health_check_timeout_s: float = Field(10.0, gt=0)
+    drain_timeout_s: float = Field(
+        60.0, ge=0, description="Time that running requests get when a replica is stopped."
+    )
+
+
+class _Deployment(_Strict):
+    scaling: Scaling = Scaling()
+    resources: Resources = Resources()
+    lifecycle: Lifecycle = Lifecycle()
+
+
+class DecoderSettings(_Deployment):
+    """Decoding of uploads; its replicas may die of a malformed file, nothing else does."""
+
+    max_seconds: float = Field(4 * 3600.0, gt=0, description="Longest audio, seconds.")
+    max_channels: int = Field(8, ge=1, description="Most channels of one file.")
+    timeout_s: float = Field(300.0, gt=0, description="Longest decode of one file, seconds.")
+
+
+class ModelSettings(_Deployment):
+    """A deployment that loads models of one family of the catalogue."""
+
+    default_model: str = Field(description="Catalogue id used when a request names none.")
+    preload: tuple[str, ...] | None = Field(
+        None, description="Models loaded before the replica is ready; the default model if absent."
+    )
+    device: Device = "auto"
+    compute_type: str = Field(
+        "auto", description="Number format of the weights: auto, int8, float16, float32…"
+    )
+    concurrency: int = Field(1, ge=1, description="Inferences that run at once in a replica.")
+    max_models: int = Field(
+        2, ge=1, description="Models kept loaded; the least recently used goes."
+    )
+    idle_ttl_s: float = Field(
+        -1.0, ge=-1, description="Seconds until an idle model is unloaded: -1 never, 0 at once."
+    )
+    timeout_s: float = Field(3600.0, gt=0, description="Longest single call, queueing included.")
+
+    @property
+    def preloaded(self) -> tuple[str, ...]:
+        """Ids that a replica loads before it takes requests."""
+        return (self.default_model,) if self.preload is None else self.preload
+
+
+class IngressSettings(_Deployment):
+    """The HTTP surface."""
+
+    max_upload_bytes: int = Field(512 * 1024**2, gt=0, description="Largest request body, bytes.")
+    max_concurrent_requests: int = Field(
+        64, ge=1, description="Requests processed at once per ingress replica; one more gets 503."
+    )
+    request_timeout_s: float = Field(
+        3600.0, gt=0, description="Longest request, answered with 504."
+    )
+    default_transcriber: str = Field(description="Catalogue id used when a request names no model.")
+
+
+class SpeechArgs(BaseSettings):
+    """Arguments of ``graphs.speech:build``. A model deployment that is absent is not started."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="SPEECHGRAPH__", env_nested_delimiter="__"
+    )
+
+    catalogue: str | None = Field(None, description="Path of another model catalogue.")
+    models_dir: str = Field(
+        "models/hub", description="Directory of fetched models; looked up before the hub."
+    )
+    offline: bool = Field(False, description="Never ask the hub, like HF_HUB_OFFLINE=1.")
+    ingress: IngressSettings
+    decoder: DecoderSettings = DecoderSettings()
+    whisper: ModelSettings | None = None
+    vosk: ModelSettings | None = None
+    emotion: ModelSettings | None = None
+    diarization: ModelSettings | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes before the file."""
+        return env_settings, init_settings
+
+    def model_deployments(self) -> dict[str, ModelSettings]:
+        """The model deployments that are to be started, by family."""
+        families: dict[str, Any] = {
+            name: getattr(self, name) for name in ("whisper", "vosk", "emotion", "diarization")
+        }
+        return {name: settings for name, settings in families.items() if settings is not None}

@@ -1,0 +1,1 @@
+"""One Serve deployment per file: lifecycle, queueing, health and metrics around an engine."""

@@ -1,0 +1,1 @@
+"""Application builders: typed arguments in, a Serve application out."""

@@ -1,0 +1,1 @@
+"""Models shipped with speechgraph and the recipes that make them."""

@@ -1,0 +1,40 @@
+"""Decoded audio as a value: 16 kHz float32, the mono mix and, when asked for, the channels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE_RATE = 16_000
+"""Hz. Every model of the catalogue hears 16 kHz."""
+
+Samples = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """Decoded audio at 16 kHz; read-only once it has travelled.
+
+    ``mono`` is float32 [samples] in [-1, 1]; ``channels`` is float32 [channels, samples] or None
+    when the channels were not kept or the source has one.
+    """
+
+    mono: Samples
+    channels: Samples | None = None
+
+    @property
+    def duration(self) -> float:
+        """Length in seconds."""
+        return len(self.mono) / SAMPLE_RATE
+
+    def track(self, channel: int | None) -> Samples:
+        """The samples of one channel, or of the mono mix for None."""
+        if channel is None:
+            return self.mono
+        if self.channels is None:
+            raise ValueError("the channels of this audio were not kept")
+        return self.channels[channel]
+
+    def cut(self, start: float, end: float, channel: int | None = None) -> Samples:
+        """Samples from ``start`` to ``end`` seconds, as a view."""
+        return self.track(channel)[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]

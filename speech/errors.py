@@ -1,0 +1,94 @@
+"""The closed family of things that can go wrong; each dialect says them in its own shape.
+
+Every error carries a stable ``code`` for programs and a message for people. All of them pickle,
+so they keep class and fields on their way back from a replica.
+"""
+
+from typing import ClassVar
+
+
+class SpeechError(Exception):
+    """Base of the family: something went wrong that a client should be told about."""
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(SpeechError):
+    """The request contradicts itself or names something that does not exist."""
+
+    code = "invalid_request"
+
+
+class ModelNotFound(InvalidRequest):
+    """No model of that id or alias stands in the catalogue of this service."""
+
+    code = "model_not_found"
+
+
+class EmptyAudio(SpeechError):
+    """The upload has no bytes, or decodes to no samples."""
+
+    code = "empty_audio"
+
+
+class UnsupportedAudio(SpeechError):
+    """The bytes are no audio that can be decoded, or have no audio track."""
+
+    code = "unsupported_audio"
+
+
+class AudioTooLarge(SpeechError):
+    """The upload has more bytes than this service takes."""
+
+    code = "audio_too_large"
+
+
+class AudioTooLong(SpeechError):
+    """The audio decodes to more seconds than this service takes."""
+
+    code = "audio_too_long"
+
+
+class TooManyChannels(SpeechError):
+    """The audio has more channels than this service takes."""
+
+    code = "too_many_channels"
+
+
+class Overloaded(SpeechError):
+    """A queue is full; the same request may succeed after ``retry_after_s`` seconds."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after_s: float = 2.0) -> None:
+        super().__init__(message)
+        self.args = (message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class ModelUnavailable(Overloaded):
+    """A model of the catalogue cannot be served now: weights missing, or its replica keeps dying."""
+
+    code = "model_unavailable"
+
+
+class DeadlineExceeded(SpeechError):
+    """A stage did not finish within its deadline."""
+
+    code = "deadline_exceeded"
+
+
+class EngineFailed(SpeechError):
+    """A model failed on this input for a reason of its own."""
+
+    code = "engine_failed"
+
+
+class Cancelled(SpeechError):
+    """The work was given up because nobody waits for it any more."""
+
+    code = "cancelled"

@@ -1,0 +1,240 @@
+"""The graph: one file becomes one transcript, through four ports that may be anywhere.
+
+decode → (transcribe ∥ diarize ∥ file-level emotion) → emotions of spans → merge
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from speech import merge
+from speech.errors import SpeechError
+from speech.ports import (
+    DecodedAudio,
+    Decoder,
+    DiarizeOptions,
+    Diarizer,
+    EmotionClassifier,
+    EmotionOptions,
+    TranscribeOptions,
+    Transcriber,
+)
+from speech.transcript import (
+    BranchError,
+    Diarization,
+    EmotionSpan,
+    Recognition,
+    Segment,
+    Span,
+    Transcript,
+)
+
+T = TypeVar("T")
+Task = Literal["transcribe", "diarization", "emotion"]
+Stage = Literal["decode", "transcribe", "diarization", "emotion", "merge"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessOptions:
+    """What to do with a file. ``partial_results``: a branch that fails leaves the others standing."""
+
+    tasks: frozenset[Task]
+    transcribe: TranscribeOptions = TranscribeOptions()
+    diarize: DiarizeOptions = DiarizeOptions()
+    emotion: EmotionOptions = EmotionOptions()
+    partial_results: bool = False
+
+    @property
+    def needs_words(self) -> bool:
+        """Whether the file is transcribed, be it only to know where its words are."""
+        if "transcribe" in self.tasks:
+            return True
+        return self.tasks == {"emotion"} and self.emotion.level in ("word", "sentence")
+
+
+@dataclass(slots=True)
+class _Run:
+    """What one request has gathered so far."""
+
+    options: ProcessOptions
+    observe: Callable[[Stage, float], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    errors: list[BranchError] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Time a stage; the two passes of emotion add up."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+            self.observe(name, elapsed)
+
+    async def branch(self, name: Task, work: Awaitable[T]) -> T | None:
+        """Await one branch; its error ends the request, or with partial results only the branch."""
+        try:
+            with self.stage(name):
+                return await work
+        except SpeechError as error:
+            if not self.options.partial_results:
+                raise
+            self.errors.append(BranchError(name, error.code, error.message))
+            return None
+
+
+class SpeechGraph:
+    """The DAG of ``POST /v1/process`` over four ports.
+
+    ``observe`` is told the seconds of every stage as it ends. Cancelling :meth:`process` cancels
+    every branch that runs.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        transcriber: Transcriber,
+        diarizer: Diarizer,
+        emotions: EmotionClassifier,
+        observe: Callable[[Stage, float], None] = lambda stage, seconds: None,
+    ) -> None:
+        self._decoder = decoder
+        self._transcriber = transcriber
+        self._diarizer = diarizer
+        self._emotions = emotions
+        self._observe = observe
+
+    async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
+        """Decode a file and do the tasks asked for.
+
+        Raises the error of the first branch that fails, unless ``partial_results`` is set; an
+        error of decoding always ends the request.
+        """
+        run = _Run(options, self._observe)
+        wants_channels = "diarization" in options.tasks and options.diarize.stereo_mode
+        with run.stage("decode"):
+            audio = await self._decoder.decode(data, keep_channels=wants_channels)
+        run.warnings += audio.warnings
+        stereo = wants_channels and audio.channels == 2
+        if wants_channels and not stereo:
+            run.warnings.append(
+                f"stereo_mode needs two channels, this audio has {audio.channels}: "
+                "speakers were found by the diarization model"
+            )
+        recognitions, diarization, file_emotion = await self._side_by_side(run, audio, stereo)
+        segments = self._merge_words(run, recognitions, diarization)
+        emotions = file_emotion
+        if emotions is None and "emotion" in options.tasks and options.emotion.level != "file":
+            emotions = await self._emotions_of_spans(run, audio, segments, diarization)
+        return self._transcript(run, audio, recognitions, segments, diarization, emotions)
+
+    async def _side_by_side(
+        self, run: _Run, audio: DecodedAudio, stereo: bool
+    ) -> tuple[list[Recognition] | None, Diarization | None, list[EmotionSpan] | None]:
+        options = run.options
+        branches: list[Coroutine[Any, Any, Any]] = [_nothing(), _nothing(), _nothing()]
+        if options.needs_words:
+            channels: list[int | None] = [0, 1] if stereo else [None]
+            branches[0] = run.branch("transcribe", self._recognise(audio, options, channels))
+        if "diarization" in options.tasks:
+            diarize = replace(options.diarize, stereo_mode=stereo)
+            branches[1] = run.branch("diarization", self._diarizer.diarize(audio, diarize))
+        if "emotion" in options.tasks and options.emotion.level == "file":
+            spans, _ = merge.emotion_spans("file", None, None, audio.duration)
+            branches[2] = run.branch("emotion", self._classify(audio, spans, options.emotion))
+        recognitions, diarization, emotions = await _all_or_first_error(branches)
+        return recognitions, diarization, emotions
+
+    async def _recognise(
+        self, audio: DecodedAudio, options: ProcessOptions, channels: list[int | None]
+    ) -> list[Recognition]:
+        work = [self._transcriber.transcribe(audio, options.transcribe, c) for c in channels]
+        return await _all_or_first_error(work)
+
+    async def _classify(
+        self, audio: DecodedAudio, spans: list[Span], options: EmotionOptions
+    ) -> list[EmotionSpan]:
+        scores = await self._emotions.classify(audio, spans, options) if spans else []
+        return [
+            EmotionSpan(span.start, span.end, score, span.speaker)
+            for span, score in zip(spans, scores, strict=True)
+        ]
+
+    def _merge_words(
+        self,
+        run: _Run,
+        recognitions: list[Recognition] | None,
+        diarization: Diarization | None,
+    ) -> tuple[Segment, ...] | None:
+        if recognitions is None:
+            return None
+        with run.stage("merge"):
+            for recognition in recognitions:
+                run.warnings += [w for w in recognition.warnings if w not in run.warnings]
+            single = len(recognitions) == 1
+            segments = recognitions[0].segments if single else merge.join_channels(recognitions)
+            return merge.attribute(segments, diarization) if diarization else segments
+
+    async def _emotions_of_spans(
+        self,
+        run: _Run,
+        audio: DecodedAudio,
+        segments: tuple[Segment, ...] | None,
+        diarization: Diarization | None,
+    ) -> list[EmotionSpan] | None:
+        options = run.options.emotion
+        turns = diarization.turns if diarization else None
+        spans, warning = merge.emotion_spans(options.level, segments, turns, audio.duration)
+        if warning:
+            run.warnings.append(warning)
+        return await run.branch("emotion", self._classify(audio, spans, options))
+
+    def _transcript(
+        self,
+        run: _Run,
+        audio: DecodedAudio,
+        recognitions: list[Recognition] | None,
+        segments: tuple[Segment, ...] | None,
+        diarization: Diarization | None,
+        emotions: list[EmotionSpan] | None,
+    ) -> Transcript:
+        options = run.options
+        if segments is not None and emotions:
+            segments = merge.with_emotions(segments, emotions, options.emotion.level)
+        heard = max(recognitions or [], key=lambda r: r.language_probability or 0.0, default=None)
+        used = {
+            "transcribe": options.transcribe.model if options.needs_words else None,
+            "diarization": options.diarize.model if "diarization" in options.tasks else None,
+            "emotion": options.emotion.model if "emotion" in options.tasks else None,
+        }
+        return Transcript(
+            duration=audio.duration,
+            language=heard.language if heard else None,
+            language_probability=heard.language_probability if heard else None,
+            segments=segments if "transcribe" in options.tasks else None,
+            turns=diarization.turns if diarization else None,
+            emotions=None if emotions is None else tuple(emotions),
+            models={task: model for task, model in used.items() if model},
+            stage_seconds=run.seconds,
+            warnings=tuple(run.warnings),
+            errors=tuple(run.errors),
+        )
+
+
+async def _nothing() -> None:
+    return None
+
+
+async def _all_or_first_error(work: list[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run side by side; the first error cancels the rest and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(w) for w in work]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -1,0 +1,137 @@
+"""What the graph asks of its models: one Protocol each, with the options that travel to it.
+
+In a test the ports are engines in threads; in service they are Ray Serve handles. The graph in
+:mod:`speech.pipeline` cannot tell them apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from speech.transcript import Diarization, Recognition, Scores, Span
+
+DEFAULT_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+PREPEND_PUNCTUATIONS = "\"'“¿([{-"
+APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedAudio:
+    """Audio that was decoded once; ``content`` is what the other ports take.
+
+    In process ``content`` is a :class:`speech.audio.Audio`, in service a reference to one.
+    ``channels`` counts the channels that were kept: 1 when only the mono mix was.
+    """
+
+    content: Any
+    duration: float
+    channels: int = 1
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribeOptions:
+    """How to recognise. Names and defaults are faster-whisper's, as the v1 API publishes them.
+
+    ``language`` None means: detect it. A recogniser that cannot honour an option which was set
+    away from its default says so in a warning, see :func:`ignored_options`.
+    """
+
+    model: str | None = None
+    language: str | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
+    word_timestamps: bool = True
+    vad_filter: bool = False
+    vad_parameters: Mapping[str, Any] | None = None
+    batch_size: int = 16
+    beam_size: int = 5
+    best_of: int = 10
+    patience: float = 1.0
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    temperature: tuple[float, ...] = DEFAULT_TEMPERATURES
+    compression_ratio_threshold: float | None = 2.4
+    log_prob_threshold: float | None = -1.0
+    no_speech_threshold: float | None = 0.6
+    condition_on_previous_text: bool = True
+    prompt_reset_on_temperature: float = 0.5
+    initial_prompt: str | None = None
+    prefix: str | None = None
+    suppress_blank: bool = True
+    suppress_tokens: tuple[int, ...] | None = (-1,)
+    without_timestamps: bool = False
+    max_initial_timestamp: float = 1.0
+    prepend_punctuations: str = PREPEND_PUNCTUATIONS
+    append_punctuations: str = APPEND_PUNCTUATIONS
+    multilingual: bool = False
+    max_new_tokens: int | None = None
+    chunk_length: int | None = None
+    clip_timestamps: str | tuple[float, ...] = "0"
+    hallucination_silence_threshold: float | None = None
+    hotwords: str | None = None
+    language_detection_threshold: float | None = 0.5
+    language_detection_segments: int = 1
+    log_progress: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DiarizeOptions:
+    """How to find the speakers; the numbers of speakers are hints that the model must keep to."""
+
+    model: str | None = None
+    stereo_mode: bool = False
+    num_speakers: int | None = None
+    min_speakers: int | None = None
+    max_speakers: int | None = None
+    use_gpu: bool = True
+
+
+EmotionLevel = Literal["word", "sentence", "speaker", "file"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmotionOptions:
+    """What to classify: each word, sentence or turn, or the file as a whole."""
+
+    model: str | None = None
+    level: EmotionLevel = "word"
+
+
+class Decoder(Protocol):
+    """Turns an uploaded file into audio."""
+
+    async def decode(self, data: bytes, keep_channels: bool) -> DecodedAudio:
+        """Decode any container; bounded in seconds and channels.
+
+        Raises EmptyAudio, UnsupportedAudio, AudioTooLong, TooManyChannels.
+        """
+        ...
+
+
+class Transcriber(Protocol):
+    """Turns audio into words."""
+
+    async def transcribe(
+        self, audio: DecodedAudio, options: TranscribeOptions, channel: int | None
+    ) -> Recognition:
+        """Recognise one channel (None: the mono mix) of any length."""
+        ...
+
+
+class Diarizer(Protocol):
+    """Finds who spoke when."""
+
+    async def diarize(self, audio: DecodedAudio, options: DiarizeOptions) -> Diarization:
+        """Turns of the speakers of the mono mix, or of each channel in ``stereo_mode``."""
+        ...
+
+
+class EmotionClassifier(Protocol):
+    """Hears how a stretch of speech sounds."""
+
+    async def classify(
+        self, audio: DecodedAudio, spans: Sequence[Span], options: EmotionOptions
+    ) -> list[Scores]:
+        """Scores of each span, in the order of ``spans``."""
+        ...
