@@ -11,11 +11,13 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 Device = Literal["auto", "cpu", "cuda"]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Unknown fields are an error: Serve itself would take a misspelt one in silence."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Scaling(_Strict):
+class Scaling(Strict):
     """How many replicas a deployment has, and when that changes."""
 
     min_replicas: int = Field(1, ge=0)
@@ -37,7 +39,7 @@ class Scaling(_Strict):
         return self
 
 
-class Resources(_Strict):
+class Resources(Strict):
     """What one replica takes from its node."""
 
     num_cpus: float = Field(1.0, ge=0, description="Logical CPUs; threads are pinned to it.")
@@ -46,7 +48,7 @@ class Resources(_Strict):
     label_selector: dict[str, str] = Field(default_factory=dict)
 
 
-class Lifecycle(_Strict):
+class Lifecycle(Strict):
     """Health, drain and the bound of the queue of one deployment."""
 
     max_queue: int = Field(
@@ -61,21 +63,33 @@ class Lifecycle(_Strict):
     )
 
 
-class _Deployment(_Strict):
+class Deployment(Strict):
+    """What every deployment is told: its replicas, their resources, their life."""
+
     scaling: Scaling = Scaling()
     resources: Resources = Resources()
     lifecycle: Lifecycle = Lifecycle()
 
 
-class DecoderSettings(_Deployment):
+class DecoderSettings(Deployment):
     """Decoding of uploads; its replicas may die of a malformed file, nothing else does."""
 
     max_seconds: float = Field(4 * 3600.0, gt=0, description="Longest audio, seconds.")
     max_channels: int = Field(8, ge=1, description="Most channels of one file.")
     timeout_s: float = Field(300.0, gt=0, description="Longest decode of one file, seconds.")
+    concurrency: int = Field(1, ge=1, description="Files decoded at once in a replica.")
 
 
-class ModelSettings(_Deployment):
+class LiveModelSettings(Strict):
+    """What ``user_config`` of a model deployment changes without a restart."""
+
+    max_models: int | None = Field(None, ge=1, description="Models kept loaded.")
+    idle_ttl_s: float | None = Field(
+        None, ge=-1, description="See ``idle_ttl_s`` of the arguments."
+    )
+
+
+class ModelSettings(Deployment):
     """A deployment that loads models of one family of the catalogue."""
 
     default_model: str = Field(description="Catalogue id used when a request names none.")
@@ -101,12 +115,16 @@ class ModelSettings(_Deployment):
         return (self.default_model,) if self.preload is None else self.preload
 
 
-class IngressSettings(_Deployment):
+class IngressSettings(Deployment):
     """The HTTP surface."""
 
-    max_upload_bytes: int = Field(512 * 1024**2, gt=0, description="Largest request body, bytes.")
+    max_upload_bytes: int = Field(
+        256 * 1024**2,
+        gt=0,
+        description="Largest request body, bytes; a replica may hold one per request.",
+    )
     max_concurrent_requests: int = Field(
-        64, ge=1, description="Requests processed at once per ingress replica; one more gets 503."
+        32, ge=1, description="Requests processed at once per ingress replica; one more gets 503."
     )
     request_timeout_s: float = Field(
         3600.0, gt=0, description="Longest request, answered with 504."

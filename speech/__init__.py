@@ -1,1 +1,1 @@
-"""The domain of speech as plain Python: audio, transcripts, their merging and the graph of models."""
+"""The domain of speech as plain Python: audio, transcripts, and the graph of models."""

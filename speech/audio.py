@@ -16,11 +16,13 @@ class Audio:
     """Decoded audio at 16 kHz; read-only once it has travelled.
 
     ``mono`` is float32 [samples] in [-1, 1]; ``channels`` is float32 [channels, samples] or None
-    when the channels were not kept or the source has one.
+    when the channels were not kept or the source has one. ``warnings`` say what was odd about the
+    file it came from.
     """
 
     mono: Samples
     channels: Samples | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def duration(self) -> float:
@@ -33,7 +35,8 @@ class Audio:
             return self.mono
         if self.channels is None:
             raise ValueError("the channels of this audio were not kept")
-        return self.channels[channel]
+        track: Samples = self.channels[channel]
+        return track
 
     def cut(self, start: float, end: float, channel: int | None = None) -> Samples:
         """Samples from ``start`` to ``end`` seconds, as a view."""

@@ -29,6 +29,12 @@ class ModelNotFound(InvalidRequest):
     code = "model_not_found"
 
 
+class NotEnabled(InvalidRequest):
+    """The request asks for a part that this service does not run."""
+
+    code = "not_enabled"
+
+
 class EmptyAudio(SpeechError):
     """The upload has no bytes, or decodes to no samples."""
 
@@ -71,7 +77,7 @@ class Overloaded(SpeechError):
 
 
 class ModelUnavailable(Overloaded):
-    """A model of the catalogue cannot be served now: weights missing, or its replica keeps dying."""
+    """A model cannot be served now: its weights are missing, or its replica keeps dying."""
 
     code = "model_unavailable"
 

@@ -5,7 +5,7 @@ decode → (transcribe ∥ diarize ∥ file-level emotion) → emotions of spans
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -32,6 +32,7 @@ from speech.transcript import (
     Transcript,
 )
 
+K = TypeVar("K")
 T = TypeVar("T")
 Task = Literal["transcribe", "diarization", "emotion"]
 Stage = Literal["decode", "transcribe", "diarization", "emotion", "merge"]
@@ -39,7 +40,7 @@ Stage = Literal["decode", "transcribe", "diarization", "emotion", "merge"]
 
 @dataclass(frozen=True, slots=True)
 class ProcessOptions:
-    """What to do with a file. ``partial_results``: a branch that fails leaves the others standing."""
+    """What to do with a file; ``partial_results``: a failed branch leaves the others standing."""
 
     tasks: frozenset[Task]
     transcribe: TranscribeOptions = TranscribeOptions()
@@ -137,24 +138,29 @@ class SpeechGraph:
         self, run: _Run, audio: DecodedAudio, stereo: bool
     ) -> tuple[list[Recognition] | None, Diarization | None, list[EmotionSpan] | None]:
         options = run.options
-        branches: list[Coroutine[Any, Any, Any]] = [_nothing(), _nothing(), _nothing()]
+        branches: dict[Task, Coroutine[Any, Any, Any]] = {}
         if options.needs_words:
             channels: list[int | None] = [0, 1] if stereo else [None]
-            branches[0] = run.branch("transcribe", self._recognise(audio, options, channels))
+            recognise = self._recognise(audio, options, channels)
+            branches["transcribe"] = run.branch("transcribe", recognise)
         if "diarization" in options.tasks:
             diarize = replace(options.diarize, stereo_mode=stereo)
-            branches[1] = run.branch("diarization", self._diarizer.diarize(audio, diarize))
+            turns = self._diarizer.diarize(audio, diarize)
+            branches["diarization"] = run.branch("diarization", turns)
         if "emotion" in options.tasks and options.emotion.level == "file":
             spans, _ = merge.emotion_spans("file", None, None, audio.duration)
-            branches[2] = run.branch("emotion", self._classify(audio, spans, options.emotion))
-        recognitions, diarization, emotions = await _all_or_first_error(branches)
-        return recognitions, diarization, emotions
+            emotions = self._classify(audio, spans, options.emotion)
+            branches["emotion"] = run.branch("emotion", emotions)
+        found = await _all_or_first_error(branches)
+        return found.get("transcribe"), found.get("diarization"), found.get("emotion")
 
     async def _recognise(
         self, audio: DecodedAudio, options: ProcessOptions, channels: list[int | None]
     ) -> list[Recognition]:
-        work = [self._transcriber.transcribe(audio, options.transcribe, c) for c in channels]
-        return await _all_or_first_error(work)
+        heard = await _all_or_first_error(
+            {c: self._transcriber.transcribe(audio, options.transcribe, c) for c in channels}
+        )
+        return list(heard.values())
 
     async def _classify(
         self, audio: DecodedAudio, spans: list[Span], options: EmotionOptions
@@ -226,15 +232,11 @@ class SpeechGraph:
         )
 
 
-async def _nothing() -> None:
-    return None
-
-
-async def _all_or_first_error(work: list[Coroutine[Any, Any, T]]) -> list[T]:
+async def _all_or_first_error(work: Mapping[K, Coroutine[Any, Any, T]]) -> dict[K, T]:
     """Run side by side; the first error cancels the rest and is raised as it is."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(w) for w in work]
+            tasks = {key: group.create_task(w) for key, w in work.items()}
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
+    return {key: task.result() for key, task in tasks.items()}

@@ -132,6 +132,6 @@ class EmotionClassifier(Protocol):
 
     async def classify(
         self, audio: DecodedAudio, spans: Sequence[Span], options: EmotionOptions
-    ) -> list[Scores]:
+    ) -> Sequence[Scores]:
         """Scores of each span, in the order of ``spans``."""
         ...

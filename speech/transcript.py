@@ -64,12 +64,13 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class EmotionSpan:
-    """How a stretch sounded."""
+    """How a stretch of one channel (None: the mono mix) sounded."""
 
     start: float
     end: float
     scores: Scores
     speaker: str | None = None
+    channel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ _SEGMENT_FIELDS = tuple(f for f in Segment.__dataclass_fields__ if f != "words")
 
 @dataclass(frozen=True, slots=True)
 class Diarization:
-    """Who spoke when. ``exclusive`` holds at most one speaker at any time, for giving words away."""
+    """Who spoke when; ``exclusive`` holds at most one speaker at a time, for attributing words."""
 
     turns: tuple[Turn, ...]
     exclusive: tuple[Turn, ...]

@@ -1,0 +1,51 @@
+# What a person does daily. `make demo` needs Python 3.11+ and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= configs/demo.yaml
+MODEL ?= --all
+
+.PHONY: setup demo serve test lint bench validate models models-pull lock clean
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "uv>=0.8,<1"
+	$(BIN)/uv pip sync --quiet requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python -m graphs.launch configs/demo.yaml --then "$(BIN)/python clients/demo.py"
+
+serve: setup
+	$(BIN)/python -m graphs.launch $(CONFIG)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m graphs.validate serve_config.yaml configs/*.yaml
+
+bench: setup
+	$(BIN)/python -m graphs.launch configs/demo.yaml --then "$(BIN)/python benchmarks/overhead.py"
+
+validate: setup
+	$(BIN)/python -m graphs.validate $(CONFIG)
+
+models: setup
+	$(BIN)/python -m models.recipes.build
+
+models-pull: setup
+	$(BIN)/python -m engines.store $(MODEL)
+
+lock:
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv

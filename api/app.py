@@ -1,0 +1,52 @@
+"""The web app of the service, without Ray: routes of all dialects around one SpeechService."""
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from api import health, models, process
+from api.errors import ErrorBoundary, ErrorShapes
+from api.limits import FORM_LIMITS, BodyLimit, heavy_route
+from api.request_id import RequestId
+from api.service import SpeechService
+from configs.settings import IngressSettings
+
+
+def make_app(
+    service: SpeechService,
+    settings: IngressSettings,
+    version: str,
+    *,
+    server_echoes_request_id: bool = False,
+) -> FastAPI:
+    """The app that serves ``service``; limits come from ``settings``.
+
+    ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
+    The assets of ``/docs`` are local: the page works without the internet.
+    """
+    shapes = ErrorShapes(process.ERROR_SHAPES)
+    app = FastAPIOffline(
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs/assets",
+        title="speechgraph",
+        version=version,
+        description="Transcribe, diarize and read emotions in speech.",
+        form_limits=FORM_LIMITS,
+        middleware=[
+            Middleware(RequestId, server_echoes=server_echoes_request_id),
+            Middleware(ErrorBoundary, shapes=shapes),
+            Middleware(BodyLimit, max_bytes=settings.max_upload_bytes),
+        ],
+        exception_handlers={
+            HTTPException: shapes.on_http_exception,
+            RequestValidationError: shapes.on_invalid_form,
+        },
+    )
+    heavy = heavy_route(settings.max_concurrent_requests, settings.request_timeout_s)
+    app.include_router(process.router(service, heavy))
+    app.include_router(models.router(service))
+    app.include_router(health.router(service, version))
+    return app

@@ -1,0 +1,110 @@
+"""Which models are served and which are loaded: OpenAI's list shape, and the cache of models."""
+
+import time
+from typing import Literal, NotRequired
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from typing_extensions import TypedDict
+
+from api.errors import responses
+from api.service import SpeechService
+from configs.catalogue import ModelEntry
+
+
+class Model(TypedDict):
+    """A model that requests may name; the first four keys are OpenAI's."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    aliases: list[str]
+    family: str
+    languages: list[str]
+    licence: str
+    description: str
+    loaded: bool
+    default: bool
+
+
+class ModelList(TypedDict):
+    """The models that run in this graph."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class CacheEntry(TypedDict):
+    """One loaded copy of a model; times are Unix seconds."""
+
+    model_name: str
+    task_type: str
+    wrapper_class: str
+    loaded_at: float
+    last_used: float
+    idle_seconds: float
+    use_count: int
+    estimated_mem_bytes: int
+    replica: NotRequired[str]
+
+
+def router(service: SpeechService) -> APIRouter:
+    """Routes of the model list and the model cache."""
+    routes = APIRouter(tags=["models"])
+    started_at = int(time.time())
+
+    async def loaded_ids() -> set[str]:
+        return {row["model_name"] for row in await service.cache_stats()}
+
+    def describe(entry: ModelEntry, loaded: set[str]) -> Model:
+        repo = entry.source.repo
+        return {
+            "id": entry.id,
+            "object": "model",
+            "created": started_at,
+            "owned_by": repo.split("/")[0] if repo else "speechgraph",
+            "aliases": list(entry.aliases),
+            "family": entry.family,
+            "languages": list(entry.languages),
+            "licence": entry.licence,
+            "description": entry.description,
+            "loaded": entry.id in loaded,
+            "default": entry.id in service.default_models.values(),
+        }
+
+    @routes.get(
+        "/v1/models",
+        summary="List the models of this service",
+        response_model=ModelList,
+        responses=responses(500, 503),
+    )
+    async def list_models() -> JSONResponse:
+        loaded = await loaded_ids()
+        served = (m for m in service.catalogue.models if m.family in service.families)
+        body: ModelList = {"object": "list", "data": [describe(m, loaded) for m in served]}
+        return JSONResponse(body)
+
+    @routes.get(
+        "/v1/models/{name:path}",
+        summary="Describe one model by id or alias",
+        response_model=Model,
+        responses=responses(404, 422, 500, 503),
+    )
+    async def get_model(name: str) -> JSONResponse:
+        entry = service.catalogue.find(name)
+        if entry is None or entry.family not in service.families:
+            raise HTTPException(404, f"Model '{name}' is not served here.")
+        return JSONResponse(describe(entry, await loaded_ids()))
+
+    @routes.get(
+        "/cache/stats",
+        summary="List the loaded copies of models",
+        response_model=list[CacheEntry],
+        responses=responses(500, 503),
+    )
+    async def cache_stats() -> JSONResponse:
+        return JSONResponse(await service.cache_stats())
+
+    return routes

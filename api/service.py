@@ -1,0 +1,89 @@
+"""What the dialects ask of the service behind them; in production the ingress, in tests a fake."""
+
+from collections.abc import Mapping, Set
+from dataclasses import replace
+from typing import Any, Protocol
+
+from configs.catalogue import Catalogue, Family
+from speech.errors import InvalidRequest, ModelNotFound, NotEnabled
+from speech.pipeline import ProcessOptions, Task
+from speech.transcript import Transcript
+
+FAMILIES: Mapping[Task, Set[Family]] = {
+    "transcribe": {"whisper", "vosk"},
+    "diarization": {"diarization"},
+    "emotion": {"emotion"},
+}
+"""The families of models that can do a task."""
+
+
+class SpeechService(Protocol):
+    """The graph as the dialects see it. Every call ends within a bound of the implementation."""
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """All models that are known, served here or not."""
+        ...
+
+    @property
+    def families(self) -> Set[Family]:
+        """The families whose deployment runs in this graph."""
+        ...
+
+    @property
+    def default_models(self) -> Mapping[Task, str]:
+        """Catalogue id that does a task when the request names none; no entry: task not served."""
+        ...
+
+    async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
+        """Run the graph over one file. Raises the family of :mod:`speech.errors`."""
+        ...
+
+    async def ready(self) -> Mapping[str, bool]:
+        """Whether each required deployment has a healthy replica, by name."""
+        ...
+
+    async def cache_stats(self) -> list[dict[str, Any]]:
+        """One row per loaded model copy, keyed as :class:`api.models.CacheEntry`."""
+        ...
+
+
+def resolve_models(service: SpeechService, options: ProcessOptions) -> ProcessOptions:
+    """The options with the catalogue id of every model that will be used, checked beforehand.
+
+    Names may be ids, aliases, or None for the default. Raises NotEnabled if the graph runs nothing
+    for a task, ModelNotFound if it does not serve the model, InvalidRequest if the model is of
+    another kind.
+    """
+
+    def resolve(task: Task, needed: bool, name: str | None) -> str | None:
+        return _resolve(service, task, name) if needed else None
+
+    transcribe, diarize, emotion = options.transcribe, options.diarize, options.emotion
+    tasks = options.tasks
+    return replace(
+        options,
+        transcribe=replace(
+            transcribe, model=resolve("transcribe", options.needs_words, transcribe.model)
+        ),
+        diarize=replace(
+            diarize, model=resolve("diarization", "diarization" in tasks, diarize.model)
+        ),
+        emotion=replace(emotion, model=resolve("emotion", "emotion" in tasks, emotion.model)),
+    )
+
+
+def _resolve(service: SpeechService, task: Task, name: str | None) -> str:
+    default = service.default_models.get(task)
+    if default is None:
+        raise NotEnabled(f"This service runs no model for the task '{task}'.")
+    if name is None:
+        return default
+    entry = service.catalogue.find(name)
+    if entry is None or entry.family not in service.families:
+        raise ModelNotFound(
+            f"Model '{name}' is not served here; GET /v1/models lists those that are."
+        )
+    if entry.family not in FAMILIES[task]:
+        raise InvalidRequest(f"Model '{name}' is a {entry.family} model, it cannot do '{task}'.")
+    return entry.id

@@ -1,0 +1,31 @@
+"""Decoding as a deployment of its own: a malformed file can at worst kill this process."""
+
+import time
+
+from configs.settings import DecoderSettings
+from deployments.worker import Cancelled, Worker
+from speech.audio import Audio
+from speech.decoding import decode
+
+
+class Decoder:
+    """Turns uploaded files into audio."""
+
+    def __init__(self, settings: DecoderSettings) -> None:
+        self._settings = settings
+        self._worker = Worker(settings.concurrency, settings.lifecycle.max_queue)
+
+    async def decode(self, data: bytes, keep_channels: bool) -> Audio:
+        """See :func:`speech.decoding.decode`; the audio stays in the object store."""
+        deadline = time.monotonic() + self._settings.timeout_s
+
+        def job(cancelled: Cancelled) -> Audio:
+            return decode(
+                data,
+                keep_channels=keep_channels,
+                max_seconds=self._settings.max_seconds,
+                max_channels=self._settings.max_channels,
+                deadline=lambda: cancelled() or time.monotonic() > deadline,
+            )
+
+        return await self._worker.run(job)

@@ -1,0 +1,88 @@
+"""What every model deployment keeps around its engine: a model cache, threads, metrics, routing."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from ray import serve
+from ray.serve import metrics
+
+from configs.settings import LiveModelSettings, ModelSettings
+from deployments.worker import Cancelled, Worker
+from engines.cache import ModelCache
+
+logger = logging.getLogger("ray.serve")
+
+Engine = TypeVar("Engine")
+Result = TypeVar("Result")
+
+
+class EngineHost(Generic[Engine]):
+    """Loads engines by model id, keeps the most recently used, and runs work on them in threads."""
+
+    def __init__(
+        self, settings: ModelSettings, load: Callable[[str], Engine], task_type: str
+    ) -> None:
+        self._settings = settings
+        self._worker = Worker(settings.concurrency, settings.lifecycle.max_queue)
+        self._cache = ModelCache(
+            load, settings.max_models, settings.idle_ttl_s, task_type=task_type
+        )
+        self._announce = serve.multiplexed(
+            _identity, max_num_models_per_replica=settings.max_models
+        )
+        self._run_seconds = metrics.Histogram(
+            "speechgraph_inference_seconds",
+            "Seconds that an engine worked on a call.",
+            boundaries=[0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300],
+            tag_keys=("model",),
+        )
+        for model in settings.preloaded:
+            with self._cache.use(model):
+                logger.info("model %s is loaded", model)
+
+    async def run(self, model: str, work: Callable[[Engine, Cancelled], Result]) -> Result:
+        """Await ``work(engine, cancelled)`` in a thread, with the engine of ``model``."""
+        # Serve routes a model id to replicas that announced it. Its own cache holds ids only: it
+        # has no idle TTL and would unload a model that is still in use.
+        await self._announce(model)
+        return await self._worker.run(lambda cancelled: self._work(model, work, cancelled))
+
+    async def run_plain(self, work: Callable[[Cancelled], Result]) -> Result:
+        """Await work that needs no model, in the same threads and behind the same bound."""
+        return await self._worker.run(work)
+
+    def _work(
+        self, model: str, work: Callable[[Engine, Cancelled], Result], cancelled: Cancelled
+    ) -> Result:
+        with self._cache.use(model) as engine:
+            started = time.perf_counter()
+            try:
+                return work(engine, cancelled)
+            finally:
+                self._run_seconds.observe(time.perf_counter() - started, tags={"model": model})
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take new bounds of the cache; what is absent goes back to the arguments.
+
+        Raises pydantic.ValidationError for a name or value that cannot be.
+        """
+        live = LiveModelSettings.model_validate(user_config)
+        self._cache.configure(
+            self._settings.max_models if live.max_models is None else live.max_models,
+            self._settings.idle_ttl_s if live.idle_ttl_s is None else live.idle_ttl_s,
+        )
+
+    def check_health(self) -> None:
+        """Called every few seconds by Serve, which makes it the clock of the idle TTL too."""
+        for model in self._cache.evict_idle():
+            logger.info("model %s was idle and is unloaded", model)
+
+    def cache_stats(self) -> list[dict[str, Any]]:
+        """One entry per loaded model."""
+        return self._cache.stats()
+
+
+async def _identity(model: str) -> str:
+    return model

@@ -1,0 +1,47 @@
+"""Where a replica finds its models and its device: the part that all loaders share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from configs.catalogue import Catalogue, ModelEntry
+from configs.settings import ModelSettings
+from deployments.options import threads
+from engines import device, store
+from speech.errors import ModelNotFound
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The catalogue together with the places where its files may lie."""
+
+    catalogue: Catalogue
+    models_dir: Path
+    offline: bool
+
+    def entry(self, model: str) -> ModelEntry:
+        """The catalogue's entry. Raises ModelNotFound."""
+        entry = self.catalogue.find(model)
+        if entry is None:
+            raise ModelNotFound(f"no model {model!r} in the catalogue")
+        return entry
+
+    def locate(self, entry: ModelEntry) -> Path:
+        """The directory of a model. Raises ModelUnavailable."""
+        return store.locate(entry, self.models_dir, offline=self.offline)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What an engine of this replica may use."""
+
+    device: str
+    compute_type: str
+    threads: int
+
+
+def hardware(settings: ModelSettings) -> Hardware:
+    """The device that Ray gave this replica, and the threads pinned to its CPUs."""
+    resolved = device.resolve(settings.device, ray.get_gpu_ids())
+    return Hardware(resolved, settings.compute_type, threads(settings))

@@ -1,0 +1,53 @@
+"""Vosk and GigaAM models, on sherpa-onnx, as a deployment."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from configs.settings import ModelSettings
+from deployments.host import EngineHost
+from deployments.models import ModelFiles, hardware
+from speech.audio import Audio
+from speech.ports import TranscribeOptions
+
+if TYPE_CHECKING:
+    from engines.vosk import VoskEngine
+
+
+class Vosk:
+    """Recognises speech with the Vosk and GigaAM models of the catalogue."""
+
+    def __init__(self, settings: ModelSettings, files: ModelFiles) -> None:
+        self._files = files
+        self._hardware = hardware(settings)
+        self._host = EngineHost(settings, self._load, "transcribe")
+
+    def _load(self, model: str) -> "VoskEngine":
+        # Imported here: the graph is built also where this engine's library is not installed.
+        from engines.vosk import VoskEngine
+
+        entry = self._files.entry(model)
+        hw = self._hardware
+        return VoskEngine(entry, self._files.locate(entry), device=hw.device, threads=hw.threads)
+
+    async def transcribe(
+        self, audio: Audio, options: TranscribeOptions, channel: int | None
+    ) -> dict[str, Any]:
+        """Recognise one channel; a packed :class:`speech.transcript.Recognition`."""
+        samples = audio.track(channel)
+        recognition = await self._host.run(
+            str(options.model),
+            lambda engine, cancelled: engine.transcribe(samples, options, cancelled),
+        )
+        return recognition.pack()
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """See :meth:`EngineHost.reconfigure`."""
+        self._host.reconfigure(user_config)
+
+    def check_health(self) -> None:
+        """See :meth:`EngineHost.check_health`."""
+        self._host.check_health()
+
+    def cache_stats(self) -> list[dict[str, Any]]:
+        """One entry per loaded model."""
+        return self._host.cache_stats()

@@ -1,0 +1,250 @@
+"""Loaded models, kept while they are worth their memory."""
+
+import gc
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from speech.errors import Overloaded
+
+T = TypeVar("T")
+
+NEVER = -1.0
+
+
+@dataclass(eq=False)
+class _Entry(Generic[T]):
+    """A model that is loaded or being loaded; with users it is never evicted."""
+
+    model: Future[T] = field(default_factory=Future)
+    users: int = 0
+    use_count: int = 0
+    loaded_at: float = 0.0
+    last_used: float = 0.0
+    idle_since: float = 0.0
+    memory_bytes: int = 0
+
+    @property
+    def evictable(self) -> bool:
+        return self.users == 0
+
+
+class ModelCache(Generic[T]):
+    """At most ``max_models`` loaded models, the least recently used unused one goes first.
+
+    For threads, not for an event loop: :meth:`use` blocks while a model loads. ``load`` runs
+    outside the lock, once per key however many ask, so a slow load delays nobody who wants another
+    model that is there already. ``wait_s`` bounds the wait for room and for the load of another
+    thread. ``idle_ttl_s``: seconds until :meth:`evict_idle` drops an unused model, −1 never,
+    0 as soon as its last user is done.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], T],
+        max_models: int,
+        idle_ttl_s: float,
+        *,
+        task_type: str = "",
+        wait_s: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._load = load
+        self._task_type = task_type
+        self._wait_s = wait_s
+        self._clock = clock
+        self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()  # least recently used first
+        self._changed = threading.Condition()
+        self._uncollected = False
+        self._set_limits(max_models, idle_ttl_s)
+
+    def _set_limits(self, max_models: int, idle_ttl_s: float) -> None:
+        if max_models < 1:
+            raise ValueError(f"max_models must be at least 1, not {max_models}")
+        if idle_ttl_s < 0 and idle_ttl_s != NEVER:
+            raise ValueError(f"idle_ttl_s must be -1, 0 or more, not {idle_ttl_s}")
+        self._max_models = max_models
+        self._idle_ttl_s = idle_ttl_s
+
+    @contextmanager
+    def use(self, key: str) -> Iterator[T]:
+        """The model of ``key``, loaded if need be, and kept for as long as the block runs.
+
+        Raises Overloaded when every place is taken by a model in use for ``wait_s`` seconds, and
+        whatever ``load`` raises (to all who waited for that load; the next use loads again).
+        """
+        entry = self._enter(key)
+        try:
+            yield self._model(key, entry)
+        finally:
+            self._leave(key, entry)
+
+    def _enter(self, key: str) -> _Entry[T]:
+        deadline = time.monotonic() + self._wait_s
+        with self._changed:
+            while (entry := self._entries.get(key)) is None:
+                self._evict_down_to(self._max_models - 1)
+                if len(self._entries) < self._max_models:
+                    break
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise Overloaded(f"no room to load model {key}: all loaded ones are in use")
+            if entry is not None:
+                self._touch(key, entry)
+                return entry
+            entry = self._entries[key] = _Entry()
+            self._touch(key, entry)
+        self._collect()
+        self._fill(key, entry)
+        return entry
+
+    def _fill(self, key: str, entry: _Entry[T]) -> None:
+        before = _resident_bytes()
+        try:
+            model = self._load(key)
+        except BaseException as error:
+            with self._changed:
+                self._forget(key, entry)
+                self._changed.notify_all()
+            entry.model.set_exception(error)
+            return
+        with self._changed:
+            entry.memory_bytes = max(0, _resident_bytes() - before)
+            entry.loaded_at = time.time()
+        entry.model.set_result(model)
+
+    def _model(self, key: str, entry: _Entry[T]) -> T:
+        try:
+            return entry.model.result(timeout=self._wait_s)
+        except TimeoutError:
+            if entry.model.done():  # the load itself raised a TimeoutError
+                raise
+            raise Overloaded(f"model {key} is still loading") from None
+
+    def _touch(self, key: str, entry: _Entry[T]) -> None:
+        entry.users += 1
+        entry.use_count += 1
+        entry.last_used = time.time()
+        self._entries.move_to_end(key)
+
+    def _leave(self, key: str, entry: _Entry[T]) -> None:
+        with self._changed:
+            entry.users -= 1
+            entry.last_used = time.time()
+            entry.idle_since = self._clock()
+            if self._entries.get(key) is entry:
+                self._entries.move_to_end(key)
+                if self._idle_ttl_s == 0 and entry.evictable:
+                    self._evict([key])
+                else:
+                    self._evict_down_to(self._max_models)
+            self._changed.notify_all()
+
+    def _forget(self, key: str, entry: _Entry[T]) -> None:
+        if self._entries.get(key) is entry:
+            del self._entries[key]
+
+    def _evict(self, keys: list[str]) -> list[str]:
+        for key in keys:
+            del self._entries[key]
+        self._uncollected |= bool(keys)
+        return keys
+
+    def _evict_down_to(self, count: int) -> None:
+        surplus = max(0, len(self._entries) - count)
+        idle = [key for key, entry in self._entries.items() if entry.evictable]
+        self._evict(idle[:surplus])
+
+    def _collect(self) -> None:
+        # Torch modules hold themselves in cycles; without a collection their memory stays taken.
+        # Not done when a user leaves: his frame still refers to the model.
+        with self._changed:
+            due, self._uncollected = self._uncollected, False
+        if due:
+            gc.collect()
+
+    def evict_idle(self) -> list[str]:
+        """Drop the models unused for the idle TTL or longer; returns their keys."""
+        with self._changed:
+            ttl_s = math.inf if self._idle_ttl_s == NEVER else self._idle_ttl_s
+            now = self._clock()
+            dropped = self._evict(
+                [
+                    key
+                    for key, entry in self._entries.items()
+                    if entry.evictable and now - entry.idle_since >= ttl_s
+                ]
+            )
+            self._changed.notify_all()
+        self._collect()
+        return dropped
+
+    def unload(self, key: str) -> bool:
+        """Drop one model; False if it is not loaded or somebody uses it."""
+        with self._changed:
+            entry = self._entries.get(key)
+            if entry is None or not entry.evictable:
+                return False
+            self._evict([key])
+            self._changed.notify_all()
+        del entry
+        self._collect()
+        return True
+
+    def clear(self) -> None:
+        """Forget every model; one in use goes when its users are done."""
+        with self._changed:
+            self._evict(list(self._entries))
+            self._changed.notify_all()
+        self._collect()
+
+    def configure(self, max_models: int, idle_ttl_s: float) -> None:
+        """Change the limits live; surplus models go now, those in use when they are done."""
+        with self._changed:
+            self._set_limits(max_models, idle_ttl_s)
+            self._evict_down_to(max_models)
+            self._changed.notify_all()
+        self._collect()
+
+    def stats(self) -> list[dict[str, Any]]:
+        """The loaded models, least recently used first.
+
+        ``loaded_at`` and ``last_used`` are unix seconds; ``estimated_mem_bytes`` is how much the
+        resident memory of the process grew during the load (it counts neither GPU memory nor
+        what the allocator had in reserve, and too much when two models load at once).
+        """
+        with self._changed:
+            now = self._clock()
+            return [
+                {
+                    "model_name": key,
+                    "task_type": self._task_type,
+                    "wrapper_class": type(entry.model.result()).__name__,
+                    "loaded_at": entry.loaded_at,
+                    "last_used": entry.last_used,
+                    "idle_seconds": 0.0 if entry.users else now - entry.idle_since,
+                    "use_count": entry.use_count,
+                    "in_use": entry.users,
+                    "estimated_mem_bytes": entry.memory_bytes,
+                }
+                for key, entry in self._entries.items()
+                if entry.model.done() and entry.model.exception() is None
+            ]
+
+
+_PAGE_BYTES = 4096
+_STATM = Path("/proc/self/statm")
+
+
+def _resident_bytes() -> int:
+    """Resident memory of this process; 0 where the system does not tell."""
+    try:
+        return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
+    except OSError:
+        return 0

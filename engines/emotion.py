@@ -1,0 +1,194 @@
+"""GigaAM-Emo on ONNX Runtime: how a stretch of speech sounds, without torch.
+
+The model averages over all frames it is given, padding included, so a batch holds only windows of
+exactly equal length: what a clip was batched with never changes its answer.
+"""
+
+import json
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from engines.device import resolve
+from speech.audio import SAMPLE_RATE, Samples
+from speech.errors import Cancelled, EngineFailed, ModelUnavailable
+
+logger = logging.getLogger(__name__)
+
+LABELS = ("angry", "sad", "neutral", "positive")
+"""Outputs of GigaAM-Emo in their order; ``labels.json`` of a model overrides it."""
+
+WINDOW_S = 15.0
+"""Longest stretch classified at once; longer ones are cut into windows of this length."""
+SHORTEST_S = 0.3
+"""Shorter clips get silence on both sides up to this length; the features need 0.0126 s."""
+
+_FFT = 400
+_HOP = 160
+_MELS = 64
+_FLOOR, _CEILING = 1e-9, 1e9
+_WINDOW = round(WINDOW_S * SAMPLE_RATE)
+_SHORTEST = round(SHORTEST_S * SAMPLE_RATE)
+_FRAMES_PER_BATCH = 12_000
+"""Two minutes of audio: bounds the memory of one inference."""
+
+
+def log_mel(samples: Samples) -> NDArray[np.float32]:
+    """Features of GigaAM, [64, samples // 160 + 1] of float32 [samples > 200] at 16 kHz.
+
+    The natural logarithm of torchaudio's ``MelSpectrogram(16000, n_fft=400, hop_length=160,
+    n_mels=64)``: periodic Hann window, reflecting centre padding, power 2, HTK mel scale without
+    normalisation; clamped to 1e-9…1e9.
+    """
+    padded = np.pad(samples, _FFT // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[::_HOP]
+    with np.errstate(over="ignore", invalid="ignore"):
+        spectrum = np.fft.rfft(frames * _hann(), axis=1)
+        mel = (spectrum.real**2 + spectrum.imag**2) @ _mel_filters()
+    # fmax and fmin, unlike clip, also turn a NaN of broken input into a bound.
+    features: NDArray[np.float32] = np.log(np.fmin(np.fmax(mel, _FLOOR), _CEILING))
+    return features.T
+
+
+@cache
+def _hann() -> NDArray[np.float32]:
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_FFT) / _FFT)).astype(np.float32)
+
+
+@cache
+def _mel_filters() -> NDArray[np.float32]:
+    """Triangles on the HTK mel scale from 0 Hz to Nyquist, [201, 64]."""
+    hertz = np.linspace(0, SAMPLE_RATE / 2, _FFT // 2 + 1)
+    top_mel = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
+    corners = 700 * (10 ** (np.linspace(0, top_mel, _MELS + 2) / 2595) - 1)
+    widths = np.diff(corners)
+    rising = (hertz[:, None] - corners[:-2]) / widths[:-1]
+    falling = (corners[2:] - hertz[:, None]) / widths[1:]
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A stretch of one clip; ``weight`` counts the samples that no window before it covers."""
+
+    clip: int
+    start: int
+    end: int
+    weight: int
+
+    @property
+    def frames(self) -> int:
+        return max(self.end - self.start, _SHORTEST) // _HOP + 1
+
+
+class EmotionEngine:
+    """One loaded model; :meth:`classify` may run in several threads at once."""
+
+    def __init__(self, path: Path, *, device: str, threads: int) -> None:
+        """Load ``model.onnx`` (``features``, ``feature_lengths`` → ``probs``) from a directory.
+
+        ``device`` is "cpu" or "cuda"; ``threads`` are those of one inference. Raises
+        ModelUnavailable.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Idle threads sleep: the cores are shared with the replicas of other models.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers = ["CPUExecutionProvider"]
+        if device == "cuda" and resolve("cuda", None, _runs_on_cuda) == "cuda":
+            providers.insert(0, "CUDAExecutionProvider")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path / "model.onnx"), options, providers=providers
+            )
+            self.labels = _labels(path)
+        except Exception as error:
+            raise ModelUnavailable(f"the emotion model in {path} does not load: {error}") from error
+
+    def classify(
+        self, clips: Sequence[Samples], cancelled: Callable[[], bool] = lambda: False
+    ) -> list[dict[str, float]]:
+        """Label to probability for each clip, float32 [samples] at 16 kHz of any length.
+
+        A clip longer than WINDOW_S is cut into windows of that length, the last one aligned to
+        its end, and their answers are averaged by the samples each adds. One shorter than
+        SHORTEST_S is set into silence. An empty one says nothing: all labels are equally likely.
+        ``cancelled`` is polled before each batch. Raises Cancelled, EngineFailed.
+        """
+        totals = np.zeros((len(clips), len(self.labels)))
+        for batch in _batches(clips):
+            if cancelled():
+                raise Cancelled("the emotion analysis was given up")
+            features = np.stack([log_mel(_cut(clips[w.clip], w)) for w in batch])
+            for window, probabilities in zip(batch, self._infer(features), strict=True):
+                totals[window.clip] += window.weight * probabilities
+        totals[[len(clip) == 0 for clip in clips]] = 1.0
+        totals /= totals.sum(axis=1, keepdims=True)
+        return [dict(zip(self.labels, row.tolist(), strict=True)) for row in totals]
+
+    def _infer(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        lengths = np.full(len(features), features.shape[2], dtype=np.int64)
+        inputs = {"features": features, "feature_lengths": lengths}
+        try:
+            (probabilities,) = self._session.run(["probs"], inputs)
+        except Exception as error:
+            raise EngineFailed(f"the emotion model failed: {error}") from error
+        if probabilities.shape != (len(features), len(self.labels)):
+            raise EngineFailed(f"the emotion model answered with shape {probabilities.shape}")
+        if not np.isfinite(probabilities).all():
+            raise EngineFailed("the emotion model answered with no number")
+        return np.asarray(probabilities, dtype=np.float32)
+
+
+def _runs_on_cuda() -> bool:
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def _labels(path: Path) -> tuple[str, ...]:
+    file = path / "labels.json"
+    if not file.exists():
+        return LABELS
+    return tuple(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _batches(clips: Sequence[Samples]) -> list[list[_Window]]:
+    """Windows of equal numbers of frames together, bounded in frames altogether."""
+    by_frames: dict[int, list[_Window]] = defaultdict(list)
+    for index, clip in enumerate(clips):
+        for window in _windows(index, len(clip)):
+            by_frames[window.frames].append(window)
+    batches = []
+    for frames, windows in by_frames.items():
+        size = max(1, _FRAMES_PER_BATCH // frames)
+        batches += [windows[at : at + size] for at in range(0, len(windows), size)]
+    return batches
+
+
+def _windows(clip: int, length: int) -> list[_Window]:
+    if length == 0:
+        return []
+    if length <= _WINDOW:
+        return [_Window(clip, 0, length, length)]
+    whole = math.ceil(length / _WINDOW) - 1
+    covered = whole * _WINDOW
+    return [
+        *(_Window(clip, at, at + _WINDOW, _WINDOW) for at in range(0, covered, _WINDOW)),
+        _Window(clip, length - _WINDOW, length, length - covered),
+    ]
+
+
+def _cut(clip: Samples, window: _Window) -> Samples:
+    samples = clip[window.start : window.end]
+    missing = _SHORTEST - len(samples)
+    if missing <= 0:
+        return samples
+    return np.pad(samples, (missing // 2, missing - missing // 2))

@@ -1,0 +1,181 @@
+"""From the files of a model to a sherpa-onnx recogniser, offline or frame-synchronous.
+
+Layouts: the files of a model lie in its directory, or in Vosk 5's ``am-onnx/`` (also ``am/``) and
+``lang/``. A file named ``*.int8.onnx`` is the quantised variant.
+"""
+
+import struct
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import sherpa_onnx
+from pydantic import BaseModel, ConfigDict, Field
+
+from configs.catalogue import Format, ModelEntry
+from speech.errors import ModelUnavailable
+
+_TRANSDUCER = ("encoder", "decoder", "joiner")
+_CTC = ("model",)
+
+
+class VoskOptions(BaseModel):
+    """What ``options`` of a catalogue entry of this family may say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_utterance_s: float = Field(15.0, ge=2, le=60, description="Longest utterance, seconds.")
+    feature_dim: int = Field(80, ge=1, description="Mel bands; GigaAM models bring their own.")
+    decoding_method: Literal["greedy_search", "modified_beam_search"] = Field(
+        "greedy_search", description="Beam search is for transducers, and hotwords need it."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Recognizer:
+    """A loaded sherpa-onnx recogniser: ``OnlineRecognizer`` if ``streaming``, else offline."""
+
+    library: Any
+    streaming: bool
+    takes_hotwords: bool
+
+
+def load(
+    entry: ModelEntry,
+    options: VoskOptions,
+    path: Path,
+    *,
+    device: str,
+    compute_type: str,
+    threads: int,
+) -> Recognizer:
+    """Load the recogniser of a catalogue entry from its directory.
+
+    ``compute_type`` "int8" prefers the quantised files, anything else full precision; where only
+    one variant is there it is taken. Raises ModelUnavailable.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            vocabulary = _bpe_vocabulary(path, Path(scratch)) if _beams(entry, options) else None
+            settings: dict[str, Any] = {
+                **_files(path, entry.format, quantised=compute_type == "int8"),
+                "num_threads": threads,
+                "provider": device,
+                "feature_dim": options.feature_dim,
+                "decoding_method": options.decoding_method,
+            }
+            if vocabulary is not None:
+                settings |= {"modeling_unit": "bpe", "bpe_vocab": str(vocabulary)}
+            return Recognizer(
+                _build(entry.format, settings),
+                streaming=entry.format.startswith("streaming_"),
+                takes_hotwords=vocabulary is not None,
+            )
+    except ModelUnavailable:
+        raise
+    except Exception as error:
+        raise ModelUnavailable(f"model '{entry.id}' in {path} does not load: {error}") from error
+
+
+def _build(format_: Format, settings: dict[str, Any]) -> Any:
+    match format_:
+        case "transducer":
+            return sherpa_onnx.OfflineRecognizer.from_transducer(**settings)
+        case "nemo_transducer":
+            return sherpa_onnx.OfflineRecognizer.from_transducer(
+                **settings, model_type="nemo_transducer"
+            )
+        case "nemo_ctc":
+            return sherpa_onnx.OfflineRecognizer.from_nemo_ctc(**settings)
+        case "streaming_transducer":
+            return sherpa_onnx.OnlineRecognizer.from_transducer(**settings)
+        case "streaming_nemo_ctc":
+            return sherpa_onnx.OnlineRecognizer.from_nemo_ctc(**settings)
+    raise ModelUnavailable(f"the format '{format_}' is not one of this family")
+
+
+def _beams(entry: ModelEntry, options: VoskOptions) -> bool:
+    """Whether the decoder searches with a beam that hotwords can steer."""
+    return (
+        entry.format in ("transducer", "streaming_transducer")
+        and options.decoding_method == "modified_beam_search"
+    )
+
+
+def _files(path: Path, format_: Format, *, quantised: bool) -> dict[str, str]:
+    """The files of a model by the names of sherpa-onnx's arguments."""
+    files = {"tokens": str(_first(path, ("lang", "."), "tokens.txt"))}
+    for part in _TRANSDUCER if "transducer" in format_ else _CTC:
+        variants = sorted(
+            _all(path, ("am-onnx", "am", "."), f"{part}*.onnx"),
+            key=lambda file: (".int8." in file.name) != quantised,
+        )
+        if not variants:
+            raise ModelUnavailable(f"{path} holds no {part}.onnx")
+        files[part] = str(variants[0])
+    return files
+
+
+def _all(path: Path, folders: tuple[str, ...], pattern: str) -> list[Path]:
+    return [file for folder in folders for file in sorted((path / folder).glob(pattern))]
+
+
+def _first(path: Path, folders: tuple[str, ...], name: str) -> Path:
+    found = _all(path, folders, name)
+    if not found:
+        raise ModelUnavailable(f"{path} holds no {name}")
+    return found[0]
+
+
+def _bpe_vocabulary(path: Path, scratch: Path) -> Path | None:
+    """The word pieces that hotwords are cut into, as sherpa-onnx reads them.
+
+    Vosk ships SentencePiece's ``bpe.model`` alone; its pieces are written out as ``bpe.vocab``.
+    """
+    written = _all(path, ("lang", "."), "bpe.vocab")
+    if written:
+        return written[0]
+    models = _all(path, ("lang", "."), "bpe.model")
+    if not models:
+        return None
+    vocabulary = scratch / "bpe.vocab"
+    pieces = sentence_pieces(models[0].read_bytes())
+    vocabulary.write_text("".join(f"{p}\t{score:g}\n" for p, score in pieces), encoding="utf-8")
+    return vocabulary
+
+
+def sentence_pieces(model: bytes) -> Iterator[tuple[str, float]]:
+    """Pieces and scores of a SentencePiece model: field 1 of the message, fields 1 and 2 of it."""
+    for number, piece in _fields(model):
+        if number == 1 and isinstance(piece, bytes):
+            content = dict(_fields(piece))
+            text, score = content[1], content.get(2, b"\0\0\0\0")
+            if isinstance(text, bytes) and isinstance(score, bytes):
+                yield text.decode("utf-8"), struct.unpack("<f", score)[0]
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """Field numbers and raw values of a protocol-buffers message."""
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = message[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while position < len(message):
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            yield number, varint()
+            continue
+        length = varint() if wire == 2 else {1: 8, 5: 4}[wire]
+        yield number, message[position : position + length]
+        position += length

@@ -1,0 +1,81 @@
+"""The whole service: every model family, the decoder, and the ingress that composes them."""
+
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve import Application, Deployment
+
+from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT, Catalogue
+from configs.settings import ModelSettings, SpeechArgs
+from deployments.decoder import Decoder
+from deployments.diarization import Diarization
+from deployments.emotion import Emotion
+from deployments.ingress import Ingress
+from deployments.models import ModelFiles
+from deployments.options import serve_options
+from deployments.vosk import Vosk
+from deployments.whisper import Whisper
+
+MODEL_DEPLOYMENTS: dict[str, type] = {
+    "whisper": Whisper,
+    "vosk": Vosk,
+    "emotion": Emotion,
+    "diarization": Diarization,
+}
+HTTP_SLACK = 256
+"""Requests that an ingress replica takes beyond the ones it processes: health checks, refusals."""
+
+
+def build(args: SpeechArgs) -> Application:
+    """The application of ``import_path: graphs.speech:build``.
+
+    Raises ValueError when a default model is not in the catalogue or not of its family.
+    """
+    catalogue = Catalogue.load(_beside_repository(args.catalogue or str(CATALOGUE_PATH)))
+    files = ModelFiles(catalogue, _beside_repository(args.models_dir), args.offline)
+    models = args.model_deployments()
+    _check_models(args, catalogue, models)
+    handles: dict[str, Any] = {"decoder": _decoder(args)}
+    for family, settings in models.items():
+        handles[family] = _deployed(
+            MODEL_DEPLOYMENTS[family], serve_options(settings, settings.concurrency)
+        ).bind(settings, files)
+    timeouts_s = {family: settings.timeout_s for family, settings in models.items()}
+    running = args.ingress.max_concurrent_requests + HTTP_SLACK
+    return _deployed(Ingress, serve_options(args.ingress, running)).bind(
+        args.ingress,
+        catalogue,
+        handles,
+        {family: settings.default_model for family, settings in models.items()},
+        {"decoder": args.decoder.timeout_s, **timeouts_s},
+    )
+
+
+def _decoder(args: SpeechArgs) -> Application:
+    options = serve_options(args.decoder, args.decoder.concurrency)
+    return _deployed(Decoder, options).bind(args.decoder)
+
+
+def _deployed(cls: type, options: dict[str, Any]) -> Deployment:
+    deployment = serve.deployment(cls, **options)
+    assert isinstance(deployment, Deployment)
+    return deployment
+
+
+def _check_models(args: SpeechArgs, catalogue: Catalogue, models: dict[str, ModelSettings]) -> None:
+    wanted = [(f, m) for f, s in models.items() for m in (s.default_model, *s.preloaded)]
+    for family, model in wanted:
+        entry = catalogue.find(model)
+        if entry is None or entry.family != family:
+            known = ", ".join(m.id for m in catalogue.models if m.family == family)
+            raise ValueError(f"{family}: no model {model!r} in the catalogue; it has {known}")
+    recogniser = catalogue.find(args.ingress.default_transcriber)
+    if recogniser is None or recogniser.family not in models:
+        raise ValueError(
+            f"ingress.default_transcriber: {args.ingress.default_transcriber!r} is not served"
+        )
+
+
+def _beside_repository(path: str) -> Path:
+    return REPOSITORY_ROOT / path

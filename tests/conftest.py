@@ -1,0 +1,37 @@
+"""What every test may ask for."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deployments.options import METRICS_ENVIRONMENT
+
+# Ray reads these when it is first imported.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
+os.environ.update(METRICS_ENVIRONMENT)
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Real recordings that are not part of the repository."""
+    folder = Path(os.environ.get("SPEECHGRAPH_ASSETS", REPOSITORY.parent / "shared" / "assets"))
+    if not folder.is_dir():
+        pytest.skip(f"no recordings in {folder} (set SPEECHGRAPH_ASSETS)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_audio(repository: Path) -> Path:
+    """The audio of the demo pack."""
+    return repository / "models" / "demo" / "audio"

@@ -1,0 +1,137 @@
+"""The README's commands, typed as a newcomer would."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def clone(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh clone of the last commit."""
+    folder = tmp_path_factory.mktemp("clone") / "speechgraph"
+    subprocess.run(["git", "clone", "--quiet", str(repository), str(folder)], check=True)
+    return folder
+
+
+def test_make_demo_prints_both_dialogues_with_speakers_and_emotions(clone: Path) -> None:
+    run = subprocess.run(
+        ["make", "demo", f"PYTHON={sys.executable}"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    pages = run.stdout.split("── ")[1:]
+    assert [page.split(":")[0] for page in pages] == ["dialogue-ru.flac", "dialogue-en.flac"]
+    for page, language in zip(pages, ("ru", "en"), strict=True):
+        assert f"language {language}" in page
+        assert {"SPEAKER_00", "SPEAKER_01"} <= set(re.findall(r"SPEAKER_\d\d", page))
+        assert re.search(r"\b(angry|sad|neutral|positive)\b", page)
+        for model in ("demo-whisper", "demo-pyannote", "demo-gigaam-emo"):
+            assert model in page
+
+
+@pytest.fixture(scope="module")
+def serving(repository: Path) -> Iterator[dict[str, str]]:
+    """`make serve`, running; the addresses it printed."""
+    process = subprocess.Popen(
+        ["make", "serve"],
+        cwd=repository,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    addresses: dict[str, str] = {}
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.match(r"\s+(service|dashboard)\s+(http://\S+)", line):
+            addresses[found[1]] = found[2]
+        if len(addresses) == 2:
+            break
+    yield addresses
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(60)
+
+
+def test_make_serve_prints_the_service_and_the_dashboard(serving: dict[str, str]) -> None:
+    assert httpx.get(f"{serving['service']}/health").json()["status"] == "ok"
+    assert "Ray Dashboard" in httpx.get(serving["dashboard"]).text
+
+
+def test_the_curl_line_of_the_readme_gets_a_merged_transcript(
+    serving: dict[str, str], repository: Path
+) -> None:
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    line = re.search(r"^curl (?:.|\n)+?/v1/process$", readme, re.MULTILINE)
+    assert line is not None
+    command = line[0].replace("http://127.0.0.1:8000", serving["service"])
+    answer = subprocess.run(
+        ["bash", "-c", f"{command} --silent --show-error --max-time 120"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result = json.loads(answer.stdout)["result"]
+    assert {s["speaker"] for s in result["tra"]["segments"]} == {"SPEAKER_00", "SPEAKER_01"}
+
+
+def test_the_api_page_works_without_the_internet(serving: dict[str, str]) -> None:
+    page = httpx.get(f"{serving['service']}/docs").text
+    linked = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert linked
+    for address in linked:
+        assert not address.startswith(("http:", "https:", "//")), address
+        asset = httpx.get(httpx.URL(serving["service"]).join(address))
+        assert asset.status_code == 200
+
+
+def test_serve_deploy_changes_user_config_without_restarting_a_replica(
+    serving: dict[str, str], repository: Path, tmp_path: Path
+) -> None:
+    def loaded() -> set[str]:
+        stats = httpx.get(f"{serving['service']}/cache/stats", timeout=30).json()
+        return {m["model_name"] for m in stats if m["model_name"] in ("demo-vosk", "demo-gigaam")}
+
+    def replicas() -> set[str]:
+        body = httpx.get(f"{serving['dashboard']}/api/serve/applications/").json()
+        vosk = body["applications"]["speech"]["deployments"]["Vosk"]
+        return {r["replica_id"] for r in vosk["replicas"] if r["state"] == "RUNNING"}
+
+    before = replicas()
+    assert loaded() == {"demo-vosk", "demo-gigaam"}
+    text = (repository / "configs" / "demo.yaml").read_text(encoding="utf-8")
+    port = httpx.URL(serving["service"]).port
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(
+        text.replace("port: 8000", f"port: {port}")
+        + "    deployments:\n      - {name: Vosk, user_config: {max_models: 1}}\n",
+        encoding="utf-8",
+    )
+    serve = Path(sys.executable).parent / "serve"
+    subprocess.run(
+        [str(serve), "deploy", str(changed), "-a", serving["dashboard"]],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+    )
+    for _ in range(100):
+        if len(loaded()) == 1:
+            break
+        import time
+
+        time.sleep(0.3)
+    assert len(loaded()) == 1
+    assert replicas() == before

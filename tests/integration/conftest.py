@@ -1,0 +1,87 @@
+"""One Ray cluster for the session: a head with the CPUs, two nodes with two pretended GPUs each."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+import yaml
+from ray import serve
+from ray.cluster_utils import Cluster
+
+from configs.settings import SpeechArgs
+from graphs.speech import build
+
+Service = Callable[..., AbstractContextManager[str]]
+"""Starts an application under a route prefix and gives its base URL."""
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """A running cluster with Serve; the address of its HTTP proxy."""
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 16, "num_gpus": 0})
+    for _ in range(2):
+        nodes.add_node(num_cpus=4, num_gpus=2)
+    nodes.wait_for_nodes()
+    ray.init(address=nodes.address, log_to_driver=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
+    nodes.shutdown()
+
+
+@pytest.fixture(scope="session")
+def demo_args(repository: Path) -> dict[str, Any]:
+    """The arguments of configs/demo.yaml."""
+    config = yaml.safe_load((repository / "configs" / "demo.yaml").read_text(encoding="utf-8"))
+    args: dict[str, Any] = config["applications"][0]["args"]
+    return args
+
+
+@pytest.fixture(scope="session")
+def application(cluster: str) -> Service:
+    """Starts another application beside the demo graph and takes it away again."""
+
+    @contextmanager
+    def start(name: str, args: dict[str, Any]) -> Iterator[str]:
+        serve.run(build(SpeechArgs(**args)), name=name, route_prefix=f"/{name}")
+        try:
+            yield f"{cluster}/{name}"
+        finally:
+            serve.delete(name)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def demo(application: Service, demo_args: dict[str, Any]) -> Iterator[str]:
+    """The whole demo graph; its base URL."""
+    with application("speech", demo_args) as url:
+        yield url
+
+
+@pytest.fixture
+def process() -> Callable[..., httpx.Response]:
+    """Sends one file to ``POST /v1/process`` of a service."""
+
+    def send(
+        url: str, audio: Path | bytes, settings: dict[str, Any], **fields: Any
+    ) -> httpx.Response:
+        data = audio if isinstance(audio, bytes) else audio.read_bytes()
+        return httpx.post(
+            f"{url}/v1/process",
+            files={"audio": ("audio", data)},
+            data={"request_json": json.dumps({"settings": settings, **fields})},
+            timeout=240,
+        )
+
+    return send

@@ -1,0 +1,204 @@
+"""What a user sees when a replica dies, a file is hostile, a limit is met or a client goes away."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import threading
+import time
+import wave
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ray.util.state import list_actors
+
+from tests.integration.conftest import Service
+
+Process = Callable[..., httpx.Response]
+
+
+def replica_pids(app: str, deployment: str) -> set[int]:
+    """Process ids of the living replicas of a deployment."""
+    prefix = f"SERVE_REPLICA::{app}#{deployment}#"
+    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    return {a.pid for a in actors if a.name.startswith(prefix) and a.pid}
+
+
+def eventually(condition: Callable[[], bool], within_s: float = 60) -> None:
+    """Wait for a state that the service must reach by itself."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "the service did not get there"
+        time.sleep(0.2)
+
+
+def in_use(url: str, model: str) -> int:
+    """How many calls the replicas of a model work on."""
+    stats = httpx.get(f"{url}/cache/stats", timeout=30).json()
+    return sum(entry["in_use"] for entry in stats if entry["model_name"] == model)
+
+
+def silent_wav(seconds: float, rate: int = 8000) -> bytes:
+    """Long audio from few bytes."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(1)
+        file.setframerate(rate)
+        file.writeframes(b"\x80" * round(seconds * rate))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def meeting(demo_audio: Path) -> Path:
+    """Ten minutes of speech: work that lasts."""
+    return demo_audio / "meeting-10min.opus"
+
+
+@pytest.fixture(scope="module")
+def dialogue(demo_audio: Path) -> Path:
+    return demo_audio / "dialogue-en.flac"
+
+
+def test_a_recogniser_killed_under_a_request_is_replaced_and_the_request_is_answered(
+    demo: str, process: Process, meeting: Path
+) -> None:
+    before = replica_pids("speech", "Whisper")
+    with ThreadPoolExecutor(1) as pool:
+        request = pool.submit(process, demo, meeting, {})
+        eventually(lambda: in_use(demo, "demo-whisper") > 0)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        answer = request.result()
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["result"]["tra"]["segments"][-1]["end"] > 500
+    assert not before & replica_pids("speech", "Whisper")
+
+
+def test_a_file_that_kills_the_decoder_is_refused_and_the_service_heals(
+    demo: str, process: Process, dialogue: Path
+) -> None:
+    done = threading.Event()
+
+    def kill_every_decoder() -> None:
+        while not done.is_set():
+            for pid in replica_pids("speech", "Decoder"):
+                os.kill(pid, signal.SIGKILL)
+            done.wait(0.2)
+
+    killer = threading.Thread(target=kill_every_decoder)
+    killer.start()
+    try:
+        answer = process(demo, dialogue, {})
+    finally:
+        done.set()
+        killer.join()
+    assert answer.status_code == 415, answer.text
+    assert answer.json()["code"] == "unsupported_audio"
+    eventually(lambda: process(demo, dialogue, {}).status_code == 200)
+
+
+def test_a_client_that_goes_away_frees_the_engine(demo: str, meeting: Path) -> None:
+    audio = meeting.read_bytes()
+
+    async def leave_while_it_works() -> None:
+        async with httpx.AsyncClient(timeout=240) as client:
+            request = asyncio.create_task(
+                client.post(
+                    f"{demo}/v1/process",
+                    files={"audio": ("audio", audio)},
+                    data={"request_json": json.dumps({"settings": {}})},
+                )
+            )
+            await asyncio.to_thread(eventually, lambda: in_use(demo, "demo-whisper") > 0)
+            request.cancel()
+
+    asyncio.run(leave_while_it_works())
+    eventually(lambda: in_use(demo, "demo-whisper") == 0, within_s=10)
+
+
+@pytest.mark.parametrize(
+    ("audio", "status", "code"),
+    [
+        (b"", 400, "empty_audio"),
+        (b"this is no audio at all" * 100, 415, "unsupported_audio"),
+        (silent_wav(0.0), 400, "empty_audio"),
+    ],
+    ids=["empty", "garbage", "no samples"],
+)
+def test_bad_audio_gets_a_clear_error(
+    demo: str, process: Process, audio: bytes, status: int, code: str
+) -> None:
+    answer = process(demo, audio, {})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert isinstance(answer.json()["detail"], str)
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "code"),
+    [
+        ({"tra": {"model": "whisper-imaginary"}}, 422, "model_not_found"),
+        ({"tra": {"language": "klingon"}}, 422, "invalid_request"),
+        ({"tra": {"beam_size": 11}}, 422, "invalid_request"),
+    ],
+    ids=["unknown model", "unknown language", "beam out of range"],
+)
+def test_settings_that_cannot_be_are_refused(
+    demo: str, process: Process, dialogue: Path, settings: dict[str, Any], status: int, code: str
+) -> None:
+    answer = process(demo, dialogue, settings)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.fixture(scope="module")
+def small(application: Service, demo_args: dict[str, Any]) -> Any:
+    """A Vosk-only graph with low limits."""
+    args = {
+        "offline": True,
+        "ingress": {
+            **demo_args["ingress"],
+            "default_transcriber": "demo-vosk",
+            "max_upload_bytes": 4 * 1024**2,
+            "max_concurrent_requests": 2,
+        },
+        "decoder": {**demo_args["decoder"], "max_seconds": 900, "max_channels": 2},
+        "vosk": {**demo_args["vosk"], "lifecycle": {"max_queue": 0}, "timeout_s": 1.0},
+    }
+    with application("small", args) as url:
+        yield url
+
+
+def test_an_upload_over_the_byte_limit_is_refused(small: str, process: Process) -> None:
+    answer = process(small, silent_wav(600), {})
+    assert (answer.status_code, answer.json()["code"]) == (413, "audio_too_large")
+
+
+def test_audio_over_the_limit_in_seconds_is_refused(small: str, process: Process) -> None:
+    answer = process(small, silent_wav(3600, rate=1000), {})
+    assert (answer.status_code, answer.json()["code"]) == (413, "audio_too_long")
+    assert "900" in answer.json()["detail"]
+
+
+def test_a_task_that_this_graph_does_not_run_is_refused(
+    small: str, process: Process, dialogue: Path
+) -> None:
+    answer = process(small, dialogue, {"tasks": ["diarization"]})
+    assert answer.status_code == 422
+
+
+def test_work_beyond_its_deadline_ends_in_504_and_beyond_the_queue_in_503(
+    small: str, process: Process, meeting: Path
+) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: process(small, meeting, {}), range(6)))
+    seen = {(a.status_code, a.json().get("code")) for a in answers}
+    assert seen <= {(200, None), (503, "overloaded"), (504, "deadline_exceeded")}
+    refused = [a for a in answers if a.status_code == 503]
+    assert refused, "two run or wait, the others are refused"
+    assert all(float(a.headers["Retry-After"]) >= 1 for a in refused)
+    assert any(a.status_code == 504 for a in answers)

@@ -1,0 +1,199 @@
+"""`POST /v1/process` on the running graph: the promises of the API page, with real models."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+Process = Callable[..., httpx.Response]
+
+LABELS = {"angry", "sad", "neutral", "positive"}
+
+
+def result(response: httpx.Response) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert body["status"] == "completed"
+    assert body["job_id"] is None
+    assert body["error"] is None
+    block: dict[str, Any] = body["result"]
+    return block
+
+
+@pytest.fixture(scope="module")
+def dialogue(demo_audio: Path) -> Path:
+    return demo_audio / "dialogue-ru.flac"
+
+
+def test_a_request_with_empty_settings_transcribes(
+    demo: str, process: Process, dialogue: Path
+) -> None:
+    answer = result(process(demo, dialogue, {}))
+    assert answer["dia"] is None
+    assert answer["emo"] is None
+    chunks = answer["tra"]["chunks"]
+    assert all(chunk["channelTag"] == "1" for chunk in chunks)
+    words = [w for chunk in chunks for a in chunk["alternatives"] for w in a["words"]]
+    assert all(0 <= w["start"] <= w["end"] <= answer["duration"] for w in words)
+    assert all(0 <= w["confidence"] <= 1 for w in words)
+    assert "".join(w["word"] for w in words).split() == answer["tra"]["text"].split()
+
+
+@pytest.mark.parametrize("name", ["dialogue-ru.flac", "dialogue-en.flac"])
+def test_a_dialogue_is_transcribed_split_by_speaker_and_labelled_by_emotion(
+    demo: str, process: Process, demo_audio: Path, name: str
+) -> None:
+    settings = {
+        "tasks": ["transcribe", "diarization", "emotion"],
+        "emo": {"analysis_level": "sentence"},
+    }
+    answer = result(process(demo, demo_audio / name, settings))
+    assert answer["tra"]["language"] == name.removesuffix(".flac")[-2:]
+    assert len({s["speaker"] for s in answer["tra"]["segments"]}) == 2
+    assert {t["speaker"] for t in answer["dia"]["turns"]} == {"SPEAKER_00", "SPEAKER_01"}
+    for span in answer["emo"]["segments"]:
+        assert set(span["emotional"]) == LABELS
+        assert sum(span["emotional"].values()) == pytest.approx(1, abs=1e-3)
+    assert all(set(s["emotion"]) == LABELS for s in answer["tra"]["segments"])
+    assert set(answer["stage_seconds"]) == {
+        "decode", "transcribe", "diarization", "emotion", "merge",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tasks": ["transcribe", "diarization"]},
+        {"tasks": ["emotion"], "emo": {"analysis_level": "sentence"}},
+        {"tasks": ["emotion"]},
+    ],
+    ids=["diarization without dia", "emotion alone by sentence", "emotion alone"],
+)
+def test_requests_that_the_original_refused_or_broke_on_are_answered(
+    demo: str, process: Process, dialogue: Path, settings: dict[str, Any]
+) -> None:
+    answer = result(process(demo, dialogue, settings))
+    for task, block in (("transcribe", "tra"), ("diarization", "dia"), ("emotion", "emo")):
+        assert (answer[block] is not None) == (task in settings["tasks"])
+
+
+@pytest.mark.parametrize("level", ["word", "sentence", "speaker", "file"])
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        ["emotion"],
+        ["transcribe", "emotion"],
+        ["diarization", "emotion"],
+        ["transcribe", "diarization", "emotion"],
+    ],
+    ids="+".join,
+)
+def test_emotion_levels_use_what_the_other_tasks_give(
+    demo: str, process: Process, dialogue: Path, tasks: list[str], level: str
+) -> None:
+    answer = result(process(demo, dialogue, {"tasks": tasks, "emo": {"analysis_level": level}}))
+    spans = answer["emo"]["segments"]
+    whole_file = [(s["start"], s["end"]) for s in spans] == [(0.0, answer["duration"])]
+    words_known = "transcribe" in tasks or (tasks == ["emotion"] and level in ("word", "sentence"))
+    if level == "speaker" and "diarization" in tasks:
+        assert [s["speaker"] for s in spans] == [t["speaker"] for t in answer["dia"]["turns"]]
+    elif level == "file" or not words_known:
+        assert whole_file
+    else:
+        assert len(spans) > 1
+        assert all(s["speaker"] is None for s in spans)
+
+
+def test_text_format_answers_only_what_was_asked(
+    demo: str, process: Process, dialogue: Path
+) -> None:
+    answer = result(process(demo, dialogue, {"tasks": ["transcribe"]}, format_output="text"))
+    assert set(answer) == {"tra"}
+    assert answer["tra"]["start"] == 0.0
+    assert answer["tra"]["end"] > 20
+    assert answer["tra"]["text"] == answer["tra"]["text"].strip() != ""
+
+
+@pytest.mark.parametrize(
+    "model", ["demo-whisper", "demo-vosk", "demo-gigaam", "demo-vosk-streaming"]
+)
+def test_the_recogniser_is_chosen_by_its_catalogue_id(
+    demo: str, process: Process, dialogue: Path, model: str
+) -> None:
+    answer = result(process(demo, dialogue, {"tra": {"model": model}}))
+    assert answer["models"] == {"transcribe": model}
+    assert len(answer["tra"]["text"].split()) > 20
+
+
+def test_a_stereo_call_gives_each_channel_its_own_turns_and_tag(
+    demo: str, process: Process, demo_audio: Path
+) -> None:
+    call = next(demo_audio.glob("call-stereo.*[!n]"))
+    settings = {"tasks": ["transcribe", "diarization"], "dia": {"stereo_mode": True}}
+    answer = result(process(demo, call, settings))
+    turns = answer["dia"]["turns"]
+    assert {t["speaker"] for t in turns} == {"L0", "R0"}
+    assert len(turns) > 2, "turns follow the activity of each channel"
+    speakers = {s["channelTag"]: s["speaker"] for s in answer["tra"]["segments"]}
+    assert speakers == {"1": "L0", "2": "R0"}
+
+
+def test_stereo_mode_on_mono_audio_answers_with_a_warning(
+    demo: str, process: Process, dialogue: Path
+) -> None:
+    settings = {"tasks": ["diarization"], "dia": {"stereo_mode": True}}
+    answer = result(process(demo, dialogue, settings))
+    assert any("stereo_mode" in warning for warning in answer["warnings"])
+    assert answer["dia"]["turns"][0]["speaker"] == "SPEAKER_00"
+
+
+@pytest.mark.parametrize("name", ["silence.flac", "noise.flac"])
+@pytest.mark.parametrize("model", ["demo-whisper", "demo-vosk", "demo-gigaam"])
+def test_silence_and_noise_give_an_empty_transcript(
+    demo: str, process: Process, demo_audio: Path, model: str, name: str
+) -> None:
+    settings = {"tasks": ["transcribe", "diarization", "emotion"], "tra": {"model": model}}
+    answer = result(process(demo, demo_audio / name, settings))
+    assert answer["tra"]["text"] == ""
+    assert answer["dia"]["turns"] == []
+
+
+@pytest.mark.parametrize("vad_filter", [False, True])
+def test_ten_minutes_are_recognised_to_their_end(
+    demo: str, process: Process, demo_audio: Path, vad_filter: bool
+) -> None:
+    answer = result(
+        process(demo, demo_audio / "meeting-10min.opus", {"tra": {"vad_filter": vad_filter}})
+    )
+    assert answer["duration"] == pytest.approx(600, abs=15)
+    assert answer["tra"]["segments"][-1]["end"] > answer["duration"] - 30
+
+
+def test_many_requests_at_once_are_all_answered_with_their_own_words(
+    demo: str, process: Process, demo_audio: Path
+) -> None:
+    names = ["dialogue-ru.flac", "dialogue-en.flac"] * 4
+    settings = {"tra": {"model": "demo-vosk"}}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: process(demo, demo_audio / n, settings), names))
+    texts = {result(answer)["tra"]["text"] for answer in answers}
+    assert len(texts) == 2
+
+
+def test_the_service_says_which_models_are_loaded(demo: str) -> None:
+    stats = httpx.get(f"{demo}/cache/stats", timeout=30).json()
+    assert {"demo-whisper", "demo-vosk", "demo-gigaam-emo", "demo-pyannote"} <= {
+        entry["model_name"] for entry in stats
+    }
+    models = httpx.get(f"{demo}/v1/models", timeout=30).json()["data"]
+    assert any(m["id"] == "demo-whisper" for m in models)
+
+
+def test_ready_names_every_deployment(demo: str) -> None:
+    body = httpx.get(f"{demo}/ready", timeout=30).json()
+    assert body["deployments"] == dict.fromkeys(
+        ["Ingress", "Decoder", "Whisper", "Vosk", "Emotion", "Diarization"], True
+    )

@@ -1,0 +1,88 @@
+"""A service that records what the dialects ask of it, and a client of its web app."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from api.app import make_app
+from configs.catalogue import Catalogue, Family
+from configs.settings import IngressSettings
+from speech.pipeline import ProcessOptions, Task
+from speech.transcript import Transcript
+
+
+def model(id: str, family: Family, **fields: Any) -> dict[str, Any]:
+    entry = {
+        "id": id,
+        "family": family,
+        "format": "ctranslate2",
+        "source": {"path": id},
+        "licence": "Apache-2.0",
+        "memory_mb": 1,
+    }
+    return entry | fields
+
+
+CATALOGUE = Catalogue.model_validate(
+    {
+        "models": [
+            model(
+                "large-v3-turbo",
+                "whisper",
+                aliases=["whisper-1", "openai/turbo"],
+                source={"repo": "Systran/faster-whisper-turbo"},
+            ),
+            model("small", "whisper", languages=["ru", "en"]),
+            model("vosk-ru", "vosk"),
+            model("emo", "emotion"),
+            model("other-emo", "emotion"),
+            model("pyannote", "diarization"),
+        ]
+    }
+)
+
+
+class FakeService:
+    """Answers every request with ``answer``: a transcript, an error, or a function to await."""
+
+    def __init__(self) -> None:
+        self.catalogue = CATALOGUE
+        self.families: set[Family] = {"whisper", "emotion", "diarization"}
+        self.default_models: dict[Task, str] = {
+            "transcribe": "large-v3-turbo",
+            "diarization": "pyannote",
+            "emotion": "emo",
+        }
+        self.answer: Transcript | Exception | Callable[[], Awaitable[Transcript]] = Transcript(1.0)
+        self.calls: list[tuple[bytes, ProcessOptions]] = []
+        self.deployments = {"Decoder": True, "Whisper": True}
+        self.loaded: list[dict[str, Any]] = []
+
+    async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
+        self.calls.append((data, options))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer if isinstance(self.answer, Transcript) else await self.answer()
+
+    async def ready(self) -> dict[str, bool]:
+        return self.deployments
+
+    async def cache_stats(self) -> list[dict[str, Any]]:
+        return self.loaded
+
+    @property
+    def options(self) -> ProcessOptions:
+        """What the only request asked for."""
+        ((_, options),) = self.calls
+        return options
+
+
+def app_of(service: FakeService, **limits: Any) -> FastAPI:
+    settings = IngressSettings(default_transcriber="large-v3-turbo", **limits)
+    return make_app(service, settings, "1.2.3")
+
+
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://speech")

