@@ -40,6 +40,8 @@ _HONOURED = {
     "vad_filter",  # this family never decodes silence
 }
 _MAX_BATCH = 64
+_MAX_HOTWORDS = 5000
+"""Characters; the time that sherpa-onnx takes to cut them into pieces grows with their square."""
 _SHORTEST = SAMPLE_RATE // 2
 """Samples; shorter utterances are filled up with silence, the convolutions need some width."""
 _TAIL = np.zeros(round(0.66 * SAMPLE_RATE), np.float32)
@@ -126,6 +128,8 @@ class VoskEngine:
             )
         if not 1 <= options.batch_size <= _MAX_BATCH:
             raise InvalidRequest(f"batch_size must be between 1 and {_MAX_BATCH}")
+        if len(options.hotwords or "") > _MAX_HOTWORDS:
+            raise InvalidRequest(f"hotwords must have at most {_MAX_HOTWORDS} characters")
 
     def _warnings(self, options: TranscribeOptions) -> Iterator[str]:
         ignored = ignored_options(options, takes_hotwords=self._recognizer.takes_hotwords)
@@ -239,9 +243,13 @@ class _Growing:
 
 
 def _hotwords(options: TranscribeOptions) -> str | None:
-    """Phrases parted by commas, semicolons or lines, as sherpa-onnx wants them: parted by ``/``."""
-    phrases = [p.strip() for p in re.split(r"[,;/\n]", options.hotwords or "")]
-    return "/".join(p for p in phrases if p) or None
+    """Phrases parted by commas, semicolons or lines, as sherpa-onnx wants them: parted by ``/``.
+
+    Only words are left of a phrase: a colon would be read as the beginning of a score.
+    """
+    phrases = re.split(r"[,;/\n]", options.hotwords or "")
+    worded = (" ".join(re.findall(r"[\w'’-]+", phrase)) for phrase in phrases)
+    return "/".join(phrase for phrase in worded if phrase) or None
 
 
 def _at_least(samples: Samples, length: int) -> Samples:

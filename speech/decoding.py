@@ -181,8 +181,8 @@ def _packets(container: InputContainer, stream: AudioStream) -> Iterator["Packet
             yield from container.demux(stream)
             return
         except IndexError:
-            # PyAV 18 stumbles over a packet of a track that appeared in mid-file (MPEG-TS); that
-            # packet is consumed, and a new iterator knows the track and leaves it out
+            # PyAV 18 stumbles over a track that appears in mid-file (FLV, MPEG-TS); a new iterator
+            # knows it, leaves it out and goes on where the old one was
             continue
 
 

@@ -167,7 +167,7 @@ class SpeechGraph:
     ) -> list[EmotionSpan]:
         scores = await self._emotions.classify(audio, spans, options) if spans else []
         return [
-            EmotionSpan(span.start, span.end, score, span.speaker)
+            EmotionSpan(span.start, span.end, score, span.speaker, span.channel)
             for span, score in zip(spans, scores, strict=True)
         ]
 

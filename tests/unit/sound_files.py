@@ -7,6 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from speech.audio import SAMPLE_RATE, Audio
@@ -41,6 +42,7 @@ def encode(
     with av.open(file, "w", format=container, options=options or {}) as out:
         picture = out.add_stream("mpeg4", rate=10, width=32, height=32) if video else None
         stream = out.add_stream(codec, rate=rate, layout=layout)
+        assert isinstance(stream, AudioStream)
         if bit_rate is not None:
             stream.bit_rate = bit_rate
         if picture is not None:

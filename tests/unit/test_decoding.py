@@ -6,7 +6,11 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sound_files import (
+
+from speech.audio import SAMPLE_RATE
+from speech.errors import TooManyChannels
+from speech.frames import mono_weights
+from tests.unit.sound_files import (
     TONE_HZ,
     TONE_RMS,
     assert_is_tone,
@@ -19,10 +23,6 @@ from sound_files import (
     tone,
     wav,
 )
-
-from speech.audio import SAMPLE_RATE
-from speech.errors import TooManyChannels
-from speech.frames import mono_weights
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sound_files import (
+
+from speech.errors import (
+    AudioTooLong,
+    DeadlineExceeded,
+    EmptyAudio,
+    SpeechError,
+    UnsupportedAudio,
+)
+from tests.unit.sound_files import (
     TONE_HZ,
     TONE_RMS,
     assert_sound,
@@ -20,14 +28,6 @@ from sound_files import (
     to_s16,
     tone,
     wav,
-)
-
-from speech.errors import (
-    AudioTooLong,
-    DeadlineExceeded,
-    EmptyAudio,
-    SpeechError,
-    UnsupportedAudio,
 )
 
 # Bounds
@@ -182,7 +182,7 @@ def test_damage_in_the_middle_costs_only_the_middle_and_is_reported() -> None:
 
 def test_damaged_packets_are_skipped_and_counted() -> None:
     file = encode("matroska", "ac3", tone(4.0, 48000), 48000)
-    with av.open(io.BytesIO(file)) as container:
+    with av.open(io.BytesIO(file), "r") as container:
         packets = [bytes(packet) for packet in container.demux(audio=0)]
     for packet in packets[50:53]:
         file = file.replace(packet, bytes(len(packet)), 1)
@@ -190,6 +190,18 @@ def test_damaged_packets_are_skipped_and_counted() -> None:
     assert "3 damaged packets skipped" in audio.warnings
     assert audio.duration == pytest.approx(4.0, abs=0.05)
     assert_sound(audio)
+
+
+def test_a_track_that_appears_in_mid_file_does_no_harm() -> None:
+    file = encode("flv", "libmp3lame", tone(20.0, 44100), 44100)
+    picture = b"\x12" + bytes(50)
+    header = b"\x09" + struct.pack(">I", len(picture))[1:] + bytes(7)
+    tag = header + picture + struct.pack(">I", len(header) + len(picture))
+    at = 13
+    while at < len(file) * 0.75:
+        at += 11 + int.from_bytes(file[at + 1 : at + 4], "big") + 4
+    audio = read(file[:at] + tag * 3 + file[at:])
+    assert audio.duration == pytest.approx(20.0, abs=0.05)
 
 
 def test_nan_and_infinity_become_finite() -> None:

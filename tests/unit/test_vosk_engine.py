@@ -4,6 +4,7 @@ import io
 import itertools
 import logging
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,14 @@ import numpy as np
 import pytest
 import sentencepiece
 import toy_transducer
-from heldout import Clip, clips, conversation
 
 from configs.catalogue import Catalogue, ModelEntry
-from engines.sherpa_models import sentence_pieces
 from engines.vosk import Hypothesis, VoskEngine, ignored_options, words_of
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
 from speech.ports import TranscribeOptions
-from speech.transcript import Recognition
+from speech.transcript import Recognition, Word
+from tests.unit.heldout import Clip, clips, conversation
 
 PLAIN = TranscribeOptions()
 DEMO_MODELS = ("demo-vosk", "demo-gigaam", "demo-vosk-streaming")
@@ -75,10 +75,14 @@ def heard(recognition: Recognition) -> str:
     return plain_words("".join(s.text for s in recognition.segments)).strip()
 
 
+def edges_of(words: Sequence[Word]) -> list[float]:
+    return [edge for word in words for edge in (word.start, word.end)]
+
+
 def assert_sound(recognition: Recognition, samples: Samples) -> None:
     """What holds for every recognition with words, whatever was said."""
     assert recognition.segments
-    edges = [t for s in recognition.segments for w in s.words for t in (w.start, w.end)]
+    edges = edges_of([word for segment in recognition.segments for word in segment.words])
     assert edges == sorted(edges)
     assert 0 <= edges[0] <= edges[-1] <= len(samples) / SAMPLE_RATE
     for segment in recognition.segments:
@@ -168,6 +172,7 @@ def test_work_that_nobody_waits_for_is_given_up(
         ({"language": "de"}, "language 'de' is not known .* which knows ru, en"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 65}, "batch_size"),
+        ({"hotwords": "a" * 5001}, "hotwords"),
     ],
 )
 def test_a_request_that_the_model_cannot_fulfil_is_refused(
@@ -225,7 +230,7 @@ def test_hotwords_steer_a_beam_search(tmp_path: Path, spoken: list[Clip], stream
     (tmp_path / "bpe.vocab").write_text("<blk>\t0\n▁да\t-1\n▁нет\t-2\n", encoding="utf-8")
     engine = toy_engine(tmp_path, streaming=streaming, decoding_method="modified_beam_search")
     plain = engine.transcribe(spoken[0].samples, PLAIN)
-    steered = engine.transcribe(spoken[0].samples, replace(PLAIN, hotwords="нет, no such word"))
+    steered = engine.transcribe(spoken[0].samples, replace(PLAIN, hotwords="нет :x; #, no such"))
     assert steered.warnings == ()
     assert steered.segments != plain.segments
 
@@ -236,20 +241,12 @@ def test_hotwords_work_with_the_sentencepiece_model_that_vosk_ships(
     toy_transducer.write(tmp_path / "am-onnx")
     (tmp_path / "lang").mkdir()
     (tmp_path / "am-onnx" / "tokens.txt").rename(tmp_path / "lang" / "tokens.txt")
-    (tmp_path / "lang" / "bpe.model").write_bytes(sentencepiece_model(["да нет"] * 9, 10))
+    (tmp_path / "lang" / "bpe.model").write_bytes(sentencepiece_model(["да нет"] * 9, 16))
     entry = toy_entry("transducer", decoding_method="modified_beam_search")
     engine = VoskEngine(entry, tmp_path, device="cpu")
     plain = engine.transcribe(spoken[0].samples, PLAIN)
     steered = engine.transcribe(spoken[0].samples, replace(PLAIN, hotwords="нет"))
     assert steered.segments != plain.segments
-
-
-def test_pieces_of_a_sentencepiece_model_are_read_without_its_library() -> None:
-    model = sentencepiece_model(["привет мир", "один два три"] * 9, 30)
-    library = sentencepiece.SentencePieceProcessor(model_proto=model)
-    assert list(sentence_pieces(model)) == [
-        (library.id_to_piece(i), library.get_score(i)) for i in range(len(library))
-    ]
 
 
 def sentencepiece_model(sentences: list[str], size: int) -> bytes:
@@ -331,9 +328,7 @@ def test_tokens_become_words_with_the_times_of_the_tokens() -> None:
     )
     words = words_of(hypothesis, (10.0, 11.6))
     assert [w.text for w in words] == [" привет", " мир", " ах"]
-    assert [(w.start, w.end) for w in words] == pytest.approx(
-        [(10.0, 10.5), (11.0, 11.2), (11.4, 11.6)]
-    )
+    assert edges_of(words) == pytest.approx([10.0, 10.5, 11.0, 11.2, 11.4, 11.6])
     assert [w.probability for w in words] == pytest.approx([0.6, 0.9, 0.5])
 
 
@@ -345,7 +340,7 @@ def test_a_first_token_without_a_space_begins_a_word() -> None:
 
 def test_tokens_after_the_end_of_the_utterance_end_with_it() -> None:
     words = words_of(Hypothesis(["▁да", "▁нет"], [0.9, 1.3], []), (5.0, 6.0))
-    assert [(w.start, w.end) for w in words] == pytest.approx([(5.9, 6.0), (6.0, 6.0)])
+    assert edges_of(words) == pytest.approx([5.9, 6.0, 6.0, 6.0])
 
 
 def test_an_utterance_without_tokens_has_no_words() -> None:

@@ -1,17 +1,21 @@
 """Whisper on faster-whisper: every option, any length, every error."""
 
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jiwer
 import numpy as np
 import pytest
 from faster_whisper.feature_extractor import FeatureExtractor
+from faster_whisper.transcribe import Segment as LibrarySegment
+from faster_whisper.transcribe import Word as LibraryWord
 from faster_whisper.vad import VadOptions
-from heldout import Clip, clips, conversation
 
 from engines import whisper
 from engines.whisper import WhisperEngine
@@ -20,6 +24,7 @@ from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition
+from tests.unit.heldout import Clip, clips, conversation
 
 FAST = TranscribeOptions(beam_size=1, temperature=(0.0,), condition_on_previous_text=False)
 BATCHED = replace(FAST, vad_filter=True)
@@ -64,8 +69,22 @@ def assert_sound(recognition: Recognition, samples: Samples) -> None:
         assert len({w.probability for w in segment.words}) > 1 or len(segment.words) == 1
 
 
+def bare(said: str) -> str:
+    return re.sub(r"[^\w ]", "", said.lower().replace("ё", "е")).strip()
+
+
 def text(recognition: Recognition) -> str:
     return "".join(s.text for s in recognition.segments)
+
+
+def test_most_words_of_unseen_sentences_are_recognised(
+    engine: WhisperEngine, model: Path, spoken: list[Clip]
+) -> None:
+    if model.name != "demo-whisper":
+        pytest.skip("the Whisper of the demo pack is not there")
+    for options in (FAST, BATCHED):
+        found = [bare(text(engine.transcribe(clip.samples, options))) for clip in spoken]
+        assert jiwer.wer([bare(clip.text) for clip in spoken], found) < 0.5
 
 
 def test_segments_carry_words_and_the_statistics_of_their_window(
@@ -373,6 +392,48 @@ def test_batches_are_as_large_as_asked_for(
     engine.transcribe(minute, replace(BATCHED, chunk_length=10, batch_size=3))
     assert max(sizes) == 3
     assert sum(sizes) > 4
+
+
+def library_segment(said: str, no_speech: float, logprob: float, *times: float) -> Any:
+    """A segment as the library gives it, with a word for each pair of times."""
+    pairs = zip(times[::2], times[1::2], strict=True)
+    words = [LibraryWord(start, end, f" {said}", 0.9) for start, end in pairs]
+    return LibrarySegment(
+        id=1,
+        seek=0,
+        start=times[0],
+        end=times[-1],
+        text=f" {said}" * len(words),
+        tokens=[1],
+        avg_logprob=logprob,
+        compression_ratio=1.0,
+        no_speech_prob=no_speech,
+        words=words,
+        temperature=0.0,
+    )
+
+
+def test_times_and_silence_of_the_batched_way_are_put_right(
+    engine: WhisperEngine, spoken: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [
+        library_segment("sure", 0.1, -0.2, -0.1, 0.5, 0.4, 0.8),
+        library_segment("doubtful", 0.9, -1.5, 0.8, 1.0),
+        library_segment("confident", 0.9, -0.2, 0.7, 1.0, 1.0, 999.0),
+    ]
+    info = SimpleNamespace(duration_after_vad=1.0, language="en", language_probability=0.9)
+    monkeypatch.setattr(
+        whisper.BatchedInferencePipeline, "transcribe", lambda *_, **__: (given, info)
+    )
+    samples = spoken[0].samples
+    recognition = engine.transcribe(samples, BATCHED)
+    edges = [t for s in recognition.segments for w in s.words for t in (w.start, w.end)]
+    assert edges == sorted(edges)
+    assert edges[0] == 0.0
+    assert text(recognition) == " sure sure confident confident"
+    assert recognition.segments[-1].end == len(samples) / SAMPLE_RATE
+    kept = engine.transcribe(samples, replace(BATCHED, no_speech_threshold=None))
+    assert "doubtful" in text(kept)
 
 
 def test_features_in_blocks_are_those_of_the_library() -> None:

@@ -1,0 +1,118 @@
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from configs.catalogue import Catalogue, ModelEntry
+
+HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    return Catalogue.load()
+
+
+def model(**fields: object) -> dict[str, object]:
+    return {
+        "id": "m",
+        "family": "whisper",
+        "format": "ctranslate2",
+        "source": {"path": "somewhere"},
+        "licence": "MIT",
+        "memory_mb": 1,
+        **fields,
+    }
+
+
+def test_a_model_is_found_by_its_id_and_by_each_alias(catalogue: Catalogue) -> None:
+    for entry in catalogue.models:
+        for name in (entry.id, *entry.aliases):
+            assert catalogue.find(name) == entry
+
+
+def test_an_unknown_name_is_no_model(catalogue: Catalogue) -> None:
+    assert catalogue.find("no-such-model") is None
+
+
+def test_every_family_has_a_demo_model_that_lies_in_the_repository(catalogue: Catalogue) -> None:
+    for family in ("whisper", "vosk", "emotion", "diarization"):
+        demo = [m for m in catalogue.of_family(family) if m.id.startswith("demo-")]
+        assert demo
+        assert all(str(m.source.path).startswith("models/demo/") for m in demo)
+
+
+def test_a_revision_is_a_commit_and_never_a_branch(catalogue: Catalogue) -> None:
+    pinned = [m.source.revision for m in catalogue.models if m.source.revision is not None]
+    assert all(HUB_COMMIT.fullmatch(revision) for revision in pinned)
+    assert len(set(pinned)) == len(pinned)
+
+
+def test_the_names_of_faster_whisper_mean_the_same_models_here(catalogue: Catalogue) -> None:
+    utils = pytest.importorskip("faster_whisper.utils")
+    for size in ("tiny", "base", "small", "medium", "large-v1", "large-v2", "large-v3"):
+        assert repo(catalogue, size) == utils._MODELS[size]
+    for size in ("large", "turbo", "large-v3-turbo"):
+        assert repo(catalogue, size) == utils._MODELS[size]
+
+
+def repo(catalogue: Catalogue, name: str) -> str | None:
+    entry = catalogue.find(name)
+    assert entry is not None
+    return entry.source.repo
+
+
+def test_the_documentation_names_every_model(catalogue: Catalogue, repository: Path) -> None:
+    page = (repository / "docs/models.md").read_text(encoding="utf-8")
+    missing = [m.id for m in catalogue.models if f"`{m.id}`" not in page]
+    assert missing == []
+
+
+def test_the_documentation_says_which_hub_models_are_not_pinned(
+    catalogue: Catalogue, repository: Path
+) -> None:
+    page = (repository / "docs/models.md").read_text(encoding="utf-8")
+    rows = {
+        m.id: row
+        for m in catalogue.models
+        for row in page.splitlines()
+        if row.startswith(f"| `{m.id}`")
+    }
+    for entry in catalogue.models:
+        if entry.source.repo is not None:
+            assert ("not pinned" in rows[entry.id]) == (entry.source.revision is None), entry.id
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"source": {"path": "a", "repo": "b/c"}}, "either a path or a repo"),
+        ({"source": {}}, "either a path or a repo"),
+        ({"family": "singing"}, "family"),
+        ({"format": "zip"}, "format"),
+        ({"memory_mb": 0}, "memory_mb"),
+        ({"licnce": "MIT"}, "licnce"),
+    ],
+)
+def test_an_entry_that_makes_no_sense_is_refused(fields: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        ModelEntry.model_validate(model(**fields))
+
+
+def test_a_name_used_twice_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"used twice.*turbo"):
+        Catalogue.model_validate(
+            {"models": [model(id="turbo"), model(id="other", aliases=["turbo"])]}
+        )
+
+
+def test_a_catalogue_of_ones_own_is_read_from_any_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "models:\n  - {id: mine, family: whisper, format: ctranslate2, licence: MIT,"
+        " memory_mb: 9, source: {path: /models/mine}}\n"
+    )
+    entry = Catalogue.load(file).find("mine")
+    assert entry is not None
+    assert entry.source.path == "/models/mine"
