@@ -28,7 +28,7 @@ from speech.ports import (
 
 MAX_ERROR_CHARS = 2000
 V1_EMOTION_NAME = "gigaam_emo"
-"""What v1 clients send as ``emo.model_name``: the default model, unless the catalogue knows it."""
+"""What v1 clients send as ``emo.model_name`` when nobody chose one: the default model."""
 
 Prompt = Annotated[str, Field(max_length=10_000)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -168,12 +168,12 @@ class ProcessRequest(_Block):
         tra = self.settings.tra or TraSettings()
         dia = self.settings.dia or DiaSettings()
         emo = self.settings.emo or EmoSettings()
-        known = emo.model_name != V1_EMOTION_NAME or service.catalogue.find(V1_EMOTION_NAME)
+        named = None if emo.model_name == V1_EMOTION_NAME else emo.model_name
         options = ProcessOptions(
             tasks=frozenset(self.settings.tasks),
             transcribe=tra.options(),
             diarize=DiarizeOptions(**dia.model_dump()),
-            emotion=EmotionOptions(emo.model_name if known else None, emo.analysis_level),
+            emotion=EmotionOptions(named, emo.analysis_level),
             partial_results=self.wants_partial_results,
         )
         return resolve_models(service, options)

@@ -10,6 +10,15 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 Device = Literal["auto", "cpu", "cuda"]
 
+METRICS_INTERVAL_S = 1.0
+"""Seconds until autoscaling sees a change of load; Ray's default is 10."""
+
+METRICS_ENVIRONMENT = {
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRICS_INTERVAL_S),
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRICS_INTERVAL_S),
+}
+"""For the environment of every node before Ray starts: Ray 2.60 reads the interval from there."""
+
 
 class Strict(BaseModel):
     """Unknown fields are an error: Serve itself would take a misspelt one in silence."""
@@ -53,8 +62,8 @@ class Lifecycle(Strict):
 
     max_queue: int = Field(
         32,
-        ge=0,
-        description="Requests that may wait inside a replica; one more is refused with 503.",
+        ge=1,
+        description="Requests that wait for this deployment, per caller; one more is refused.",
     )
     health_check_period_s: float = Field(2.0, gt=0)
     health_check_timeout_s: float = Field(10.0, gt=0)

@@ -13,7 +13,7 @@ class Decoder:
 
     def __init__(self, settings: DecoderSettings) -> None:
         self._settings = settings
-        self._worker = Worker(settings.concurrency, settings.lifecycle.max_queue)
+        self._worker = Worker(settings.concurrency)
 
     async def decode(self, data: bytes, keep_channels: bool) -> Audio:
         """See :func:`speech.decoding.decode`; the audio stays in the object store."""

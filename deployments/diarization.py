@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from configs.settings import ModelSettings
 from deployments.host import EngineHost
 from deployments.models import ModelFiles, hardware
-from engines.vad import SileroVad
 from speech.audio import Audio
 from speech.ports import DiarizeOptions
 from speech.transcript import Diarization as Speakers
@@ -24,7 +23,6 @@ class Diarization:
     def __init__(self, settings: ModelSettings, files: ModelFiles) -> None:
         self._files = files
         self._hardware = hardware(settings)
-        self._vad = SileroVad()
         self._host = EngineHost(settings, self._load, "diarization")
 
     def _load(self, key: str) -> "DiarizationEngine":
@@ -48,16 +46,17 @@ class Diarization:
 
     def _by_channel(self, audio: Audio) -> Speakers:
         from engines.diarization import by_channel
+        from engines.vad import SileroVad
 
-        return by_channel(audio, self._vad.speech)
+        return by_channel(audio, SileroVad().speech)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """See :meth:`EngineHost.reconfigure`."""
         self._host.reconfigure(user_config)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """See :meth:`EngineHost.check_health`."""
-        self._host.check_health()
+        await self._host.check_health()
 
     def cache_stats(self) -> list[dict[str, Any]]:
         """One entry per loaded model."""

@@ -25,7 +25,7 @@ class EngineHost(Generic[Engine]):
         self, settings: ModelSettings, load: Callable[[str], Engine], task_type: str
     ) -> None:
         self._settings = settings
-        self._worker = Worker(settings.concurrency, settings.lifecycle.max_queue)
+        self._worker = Worker(settings.concurrency)
         self._cache = ModelCache(
             load, settings.max_models, settings.idle_ttl_s, task_type=task_type
         )
@@ -44,8 +44,8 @@ class EngineHost(Generic[Engine]):
 
     async def run(self, model: str, work: Callable[[Engine, Cancelled], Result]) -> Result:
         """Await ``work(engine, cancelled)`` in a thread, with the engine of ``model``."""
-        # Serve routes a model id to replicas that announced it. Its own cache holds ids only: it
-        # has no idle TTL and would unload a model that is still in use.
+        # Serve routes a model id to the replicas that announced it, so every replica has to. Its
+        # own cache holds ids only: it has no idle TTL and unloads models that are in use.
         await self._announce(model)
         return await self._worker.run(lambda cancelled: self._work(model, work, cancelled))
 
@@ -74,8 +74,13 @@ class EngineHost(Generic[Engine]):
             self._settings.idle_ttl_s if live.idle_ttl_s is None else live.idle_ttl_s,
         )
 
-    def check_health(self) -> None:
-        """Called every few seconds by Serve, which makes it the clock of the idle TTL too."""
+    async def check_health(self) -> None:
+        """Called by Serve before the first request and every few seconds.
+
+        That makes it the place to announce what was preloaded, and the clock of the idle TTL.
+        """
+        for entry in self._cache.stats():
+            await self._announce(entry["model_name"])
         for model in self._cache.evict_idle():
             logger.info("model %s was idle and is unloaded", model)
 

@@ -46,9 +46,9 @@ class Whisper:
         """See :meth:`EngineHost.reconfigure`."""
         self._host.reconfigure(user_config)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """See :meth:`EngineHost.check_health`."""
-        self._host.check_health()
+        await self._host.check_health()
 
     def cache_stats(self) -> list[dict[str, Any]]:
         """One entry per loaded model."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deployments.options import METRICS_ENVIRONMENT
+from configs.settings import METRICS_ENVIRONMENT
 
 # Ray reads these when it is imported. Token authentication would write a token file into the home
 # directory; on a laptop the dashboard listens on loopback only.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.options import METRICS_ENVIRONMENT
+from configs.settings import METRICS_ENVIRONMENT
 
 # Ray reads these when it is first imported.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")

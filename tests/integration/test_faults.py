@@ -167,7 +167,7 @@ def small(application: Service, demo_args: dict[str, Any]) -> Any:
             "max_concurrent_requests": 2,
         },
         "decoder": {**demo_args["decoder"], "max_seconds": 900, "max_channels": 2},
-        "vosk": {**demo_args["vosk"], "lifecycle": {"max_queue": 0}, "timeout_s": 1.0},
+        "vosk": {**demo_args["vosk"], "lifecycle": {"max_queue": 1}, "timeout_s": 1.0},
     }
     with application("small", args) as url:
         yield url
