@@ -29,7 +29,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m graphs.validate serve_config.yaml configs/*.yaml
+	$(BIN)/python -m graphs.validate serve_config.yaml configs/demo.yaml configs/cpu.yaml configs/gpu.yaml
 
 bench: setup
 	$(BIN)/python -m graphs.launch configs/demo.yaml --then "$(BIN)/python benchmarks/overhead.py"

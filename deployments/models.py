@@ -1,5 +1,6 @@
 """Where a replica finds its models and its device: the part that all loaders share."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,12 @@ class Hardware:
 
 
 def hardware(settings: ModelSettings) -> Hardware:
-    """The device that Ray gave this replica, and the threads pinned to its CPUs."""
+    """The device that Ray gave this replica, and the threads pinned to its CPUs.
+
+    To be called before an engine's library loads: Ray leaves CUDA_VISIBLE_DEVICES unset for a
+    replica without a share of a GPU, which would let it see all of them.
+    """
+    if settings.resources.num_gpus == 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     resolved = device.resolve(settings.device, ray.get_gpu_ids())
     return Hardware(resolved, settings.compute_type, threads(settings))

@@ -51,18 +51,5 @@ def serve_options(settings: Deployment, running_at_once: int) -> dict[str, Any]:
             "num_gpus": resources.num_gpus,
             **({"memory": resources.memory_mb * 1024**2} if resources.memory_mb else {}),
             **({"label_selector": resources.label_selector} if resources.label_selector else {}),
-            "runtime_env": {"env_vars": _environment(settings)},
         },
     }
-
-
-def _environment(settings: Deployment) -> dict[str, str]:
-    """What a replica must be told before its libraries load.
-
-    Ray leaves CUDA_VISIBLE_DEVICES unset for replicas without a share of a GPU, so they would see
-    all of them; and OpenMP would take every core.
-    """
-    env = {"OMP_NUM_THREADS": str(threads(settings)), "PYANNOTE_METRICS_ENABLED": "0"}
-    if settings.resources.num_gpus == 0:
-        env["CUDA_VISIBLE_DEVICES"] = ""
-    return env

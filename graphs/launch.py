@@ -1,6 +1,7 @@
 """`python -m graphs.launch CONFIG`: a Ray cluster in this process, the graph on it, the dashboard.
 
-For a laptop or a single box. On a cluster, `serve deploy CONFIG` does the same.
+For a laptop or a single box, and in a hurry: the graph is built here, not in a task of the cluster.
+`serve run CONFIG` and, on a cluster, `serve deploy CONFIG` do the same by Serve's own means.
 """
 
 import argparse
@@ -26,21 +27,17 @@ os.environ.update(METRICS_ENVIRONMENT)
 import ray
 import yaml
 from ray import serve
-from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import LoggingConfig
 
+from configs.settings import SpeechArgs
+from graphs.speech import build
 from graphs.validate import problems
 
-POLL_S = 0.2
 OBJECT_STORE_BYTES = 512 * 1024**2
 
 
-class StartFailed(Exception):
-    """The graph did not come up; the message says which application and why."""
-
-
-def start(config: dict[str, Any], num_cpus: int, timeout_s: float) -> tuple[str, str]:
-    """Start Ray and deploy a validated config; the addresses of the service and the dashboard."""
+def start(config: dict[str, Any], num_cpus: int) -> tuple[str, str]:
+    """Start Ray and run a validated config; the addresses of the service and the dashboard."""
     context = ray.init(
         num_cpus=num_cpus,
         include_dashboard=True,
@@ -49,28 +46,28 @@ def start(config: dict[str, Any], num_cpus: int, timeout_s: float) -> tuple[str,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
     )
-    dashboard = f"http://{context.dashboard_url}"
-    http = config.setdefault("http_options", {})
-    http["port"] = _free_port(http.get("host", "0.0.0.0"), http.get("port", 8000))
-    ServeSubmissionClient(dashboard).deploy_applications(config)
-    _wait_until_running(timeout_s)
-    host = http.get("host", "0.0.0.0").replace("0.0.0.0", "127.0.0.1")
-    return f"http://{host}:{http['port']}", dashboard
+    http = {"host": "127.0.0.1", "port": 8000, **config.get("http_options", {})}
+    http["port"] = _free_port(http["host"], http["port"])
+    logging_config = LoggingConfig(**config.get("logging_config", {}))
+    serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logging_config)
+    (application,) = config["applications"]
+    serve.run(
+        build(SpeechArgs(**application["args"])),
+        name=application["name"],
+        route_prefix=application["route_prefix"],
+        logging_config=logging_config,
+    )
+    host = http["host"].replace("0.0.0.0", "127.0.0.1")
+    return f"http://{host}:{http['port']}", f"http://{context.dashboard_url}"
 
 
-def _wait_until_running(timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        applications = serve.status().applications
-        for name, application in applications.items():
-            if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-                raise StartFailed(f"application {name}: {application.message}")
-        if applications and all(
-            a.status == ApplicationStatus.RUNNING for a in applications.values()
-        ):
-            return
-        time.sleep(POLL_S)
-    raise StartFailed(f"the graph is not up after {timeout_s:g} s: {serve.status().applications}")
+def _only_on_a_cluster(path: Path) -> list[str]:
+    """What `serve run` and `serve deploy` would do with a config and this command does not."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if len(config["applications"]) != 1:
+        return ["this command runs one application; use `serve run`"]
+    extra = {"deployments", "runtime_env"} & set(config["applications"][0])
+    return [f"applications[].{name} is for `serve run` and `serve deploy`" for name in extra]
 
 
 def _free_port(host: str, wanted: int) -> int:
@@ -96,12 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=max(2, os.cpu_count() or 1),
         help="logical CPUs of this node (default: its cores)",
     )
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds to come up")
     parser.add_argument(
         "--then", help="command to run once the graph is up, with SPEECHGRAPH_URL set; then stop"
     )
     options = parser.parse_args(arguments)
-    found = problems(options.config)
+    found = problems(options.config) or _only_on_a_cluster(options.config)
     if found:
         sys.stderr.write("".join(f"{options.config}: {problem}\n" for problem in found))
         return 2
@@ -110,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-        service, dashboard = start(config, options.num_cpus, options.timeout)
+        service, dashboard = start(config, options.num_cpus)
         sys.stdout.write(
             f"speechgraph is up after {time.monotonic() - started:.1f} s\n"
             f"  service    {service}  (API pages: {service}/docs)\n"
@@ -121,8 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             environment = {**os.environ, "SPEECHGRAPH_URL": service}
             return subprocess.call(shlex.split(options.then), env=environment)
         signal.pause()
-    except StartFailed as error:
-        sys.stderr.write(f"{error}\n")
+    except RuntimeError as error:  # what Serve raises when a replica cannot start
+        sys.stderr.write(f"the graph did not come up: {error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stdout.write("stopping\n")

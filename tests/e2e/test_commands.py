@@ -6,13 +6,23 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 pytestmark = pytest.mark.timeout(900)
+
+
+def eventually(condition: Callable[[], bool], within_s: float = 120) -> None:
+    """Wait for a state that the service must reach by itself."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "the service did not get there"
+        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -98,40 +108,44 @@ def test_the_api_page_works_without_the_internet(serving: dict[str, str]) -> Non
         assert asset.status_code == 200
 
 
-def test_serve_deploy_changes_user_config_without_restarting_a_replica(
+def test_serve_deploy_changes_live_settings_without_restarting_a_replica(
     serving: dict[str, str], repository: Path, tmp_path: Path
 ) -> None:
+    demo = (repository / "configs" / "demo.yaml").read_text(encoding="utf-8")
+    port = httpx.URL(serving["service"]).port
+    serve = Path(sys.executable).parent / "serve"
+
+    def deploy(max_models: int) -> None:
+        config = tmp_path / "config.yaml"
+        live = (
+            f"    deployments:\n      - {{name: Vosk, user_config: {{max_models: {max_models}}}}}\n"
+        )
+        config.write_text(demo.replace("port: 8000", f"port: {port}") + live, encoding="utf-8")
+        subprocess.run(
+            [str(serve), "deploy", str(config), "-a", serving["dashboard"]],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        )
+
     def loaded() -> set[str]:
         stats = httpx.get(f"{serving['service']}/cache/stats", timeout=30).json()
-        return {m["model_name"] for m in stats if m["model_name"] in ("demo-vosk", "demo-gigaam")}
+        return {m["model_name"] for m in stats} & {"demo-vosk", "demo-gigaam"}
 
-    def replicas() -> set[str]:
+    def vosk() -> dict[str, Any]:
         body = httpx.get(f"{serving['dashboard']}/api/serve/applications/").json()
-        vosk = body["applications"]["speech"]["deployments"]["Vosk"]
-        return {r["replica_id"] for r in vosk["replicas"] if r["state"] == "RUNNING"}
+        application = body["applications"]["speech"]
+        replicas = application["deployments"]["Vosk"]["replicas"]
+        return {
+            "status": application["status"],
+            "config": application["deployments"]["Vosk"]["deployment_config"]["user_config"],
+            "replicas": {r["replica_id"] for r in replicas if r["state"] == "RUNNING"},
+        }
 
-    before = replicas()
-    assert loaded() == {"demo-vosk", "demo-gigaam"}
-    text = (repository / "configs" / "demo.yaml").read_text(encoding="utf-8")
-    port = httpx.URL(serving["service"]).port
-    changed = tmp_path / "changed.yaml"
-    changed.write_text(
-        text.replace("port: 8000", f"port: {port}")
-        + "    deployments:\n      - {name: Vosk, user_config: {max_models: 1}}\n",
-        encoding="utf-8",
-    )
-    serve = Path(sys.executable).parent / "serve"
-    subprocess.run(
-        [str(serve), "deploy", str(changed), "-a", serving["dashboard"]],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
-    )
-    for _ in range(100):
-        if len(loaded()) == 1:
-            break
-        import time
-
-        time.sleep(0.3)
-    assert len(loaded()) == 1
-    assert replicas() == before
+    deploy(max_models=2)
+    eventually(lambda: vosk()["config"] == {"max_models": 2} and vosk()["status"] == "RUNNING")
+    before = vosk()["replicas"]
+    eventually(lambda: loaded() == {"demo-vosk", "demo-gigaam"})
+    deploy(max_models=1)
+    eventually(lambda: len(loaded()) == 1)
+    assert vosk()["replicas"] == before

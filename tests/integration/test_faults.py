@@ -83,18 +83,21 @@ def test_a_recogniser_killed_under_a_request_is_replaced_and_the_request_is_answ
 def test_a_file_that_kills_the_decoder_is_refused_and_the_service_heals(
     demo: str, process: Process, dialogue: Path
 ) -> None:
+    """Killing every decoder a second after it came up stands for a file that makes it crash."""
+    long_to_decode = silent_wav(3 * 3600)
     done = threading.Event()
 
     def kill_every_decoder() -> None:
         while not done.is_set():
-            for pid in replica_pids("speech", "Decoder"):
+            alive = replica_pids("speech", "Decoder")
+            done.wait(1.0)
+            for pid in alive:
                 os.kill(pid, signal.SIGKILL)
-            done.wait(0.2)
 
     killer = threading.Thread(target=kill_every_decoder)
     killer.start()
     try:
-        answer = process(demo, dialogue, {})
+        answer = process(demo, long_to_decode, {})
     finally:
         done.set()
         killer.join()

@@ -14,7 +14,6 @@ import jiwer
 import numpy as np
 import pytest
 import sentencepiece
-import toy_transducer
 
 from configs.catalogue import Catalogue, ModelEntry
 from engines.vosk import Hypothesis, VoskEngine, ignored_options, words_of
@@ -22,6 +21,7 @@ from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition, Word
+from tests.unit import toy_transducer
 from tests.unit.heldout import Clip, clips, conversation
 
 PLAIN = TranscribeOptions()
