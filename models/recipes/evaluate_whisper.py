@@ -1,0 +1,105 @@
+"""Figures of the small Whisper, measured through faster-whisper as the service uses it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+from faster_whisper import BatchedInferencePipeline, WhisperModel
+
+from models.recipes.evaluate_ctc import digit_strings, quiet_words
+from models.recipes.grammar import normalise
+from models.recipes.heldout import LANGUAGES, SAMPLE_RATE_HZ, Reference, references
+from models.recipes.synth import EMOTIONS, Language
+
+_LONG_UTTERANCES = 50
+
+
+def load(folder: Path) -> WhisperModel:
+    """The model on one thread."""
+    return WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
+
+
+def measure(model: WhisperModel, count: int) -> dict[str, Any]:
+    """WER with the language given and found, word times, long form, digits and quiet inputs."""
+    figures: dict[str, Any] = {}
+    for language in LANGUAGES:
+        heldout = references(language, count)
+        figures[language] = {
+            **measure_set(model, heldout),
+            "wer_language_given": measure_set(model, heldout, language)["wer"],
+            "wer_by_style": {
+                emotion: measure_set(model, references(language, count // 4, emotion))["wer"]
+                for emotion in EMOTIONS
+            },
+            "long_form": measure_long(model, language),
+        }
+    strings = digit_strings()
+    if strings:
+        heard = [transcribe(model, samples) for _, samples in strings]
+        figures["fsdd_wer"] = _wer([text for text, _ in strings], heard)
+    figures["words_in_quiet"] = quiet_words(lambda samples: transcribe(model, samples))
+    return figures
+
+
+def transcribe(model: WhisperModel, samples: np.ndarray, **options: Any) -> str:
+    """Text of one waveform with faster-whisper's defaults."""
+    segments, _ = model.transcribe(samples, **options)
+    return "".join(segment.text for segment in segments)
+
+
+def measure_set(
+    model: WhisperModel, heldout: list[Reference], language: Language | None = None
+) -> dict[str, Any]:
+    """WER, share of languages found, word start and end errors, real-time factor."""
+    started_s, audio_s, found = time.process_time(), 0.0, 0
+    said, heard, errors = [], [], []
+    for reference in heldout:
+        segments, info = model.transcribe(
+            reference.samples, language=language, word_timestamps=True
+        )
+        words = [word for segment in segments for word in segment.words or ()]
+        found += info.language == reference.language
+        audio_s += len(reference.samples) / SAMPLE_RATE_HZ
+        said.append(reference.text)
+        heard.append("".join(word.word for word in words))
+        if normalise(said[-1]) == normalise(heard[-1]) and len(words) == len(reference.words):
+            errors += [
+                abs(word.start - start_s)
+                for word, (_, start_s, _) in zip(words, reference.words, strict=True)
+            ]
+    return {
+        "utterances": len(heldout),
+        "wer": _wer(said, heard),
+        "language_found": round(100 * found / len(heldout), 1),
+        "word_start_error_s": {
+            "mean": round(float(np.mean(errors)), 3) if errors else None,
+            "p90": round(float(np.percentile(errors, 90)), 3) if errors else None,
+        },
+        "rtf": round((time.process_time() - started_s) / audio_s, 4),
+    }
+
+
+def measure_long(model: WhisperModel, language: Language) -> dict[str, Any]:
+    """WER of a few minutes in one piece: sequential, and batched over speech found by the VAD."""
+    chosen = references(language, _LONG_UTTERANCES)
+    rng = np.random.default_rng(5)
+    blocks: list[np.ndarray] = []
+    for reference in chosen:
+        pause = np.zeros(int(rng.uniform(0.1, 1.5) * SAMPLE_RATE_HZ), np.float32)
+        blocks += [reference.samples, pause]
+    samples = np.concatenate(blocks)
+    text = " ".join(reference.text for reference in chosen)
+    batched = BatchedInferencePipeline(model)
+    segments, _ = batched.transcribe(samples, language=language, vad_filter=True, batch_size=4)
+    return {
+        "duration_s": round(len(samples) / SAMPLE_RATE_HZ, 1),
+        "wer_sequential": _wer([text], [transcribe(model, samples, language=language)]),
+        "wer_batched": _wer([text], [" ".join(segment.text for segment in segments)]),
+    }
+
+
+def _wer(said: list[str], heard: list[str]) -> float:
+    pairs = [normalise(text) for text in said], [normalise(text) for text in heard]
+    return round(100 * float(jiwer.wer(*pairs)), 2)
