@@ -111,8 +111,9 @@ transcribes. Windows without speech are answered with `<|nocaptions|>` or with n
 """
     made = f"""\
 Trained from scratch: {figures["parameters"] / 1e6:.1f} million weights over the tokens in use; the
-others share one row of the 51,865. Windows grow from 4 s to 30 s; known times of phonemes, tokens
-and words teach the encoder and the cross-attention. Stored as int8.
+others share one row of the 51,865. It hears 10 s at once, which its `preprocessor_config.json`
+tells faster-whisper. Windows grow from 4 s to that; known times of phonemes, tokens and words teach
+the encoder and the cross-attention. Stored as int8.
 """
     recipe = "python -m models.recipes.whisper && python -m models.recipes.whisper_export"
     extra = "; `tokenizer.json` and `vocabulary.json` are OpenAI Whisper's, MIT"

@@ -1,7 +1,7 @@
 """Train the small Whisper from scratch on one thread within a budget of processor seconds.
 
 ``python -m models.recipes.whisper --budget-s 4000`` writes ``models/work/whisper.pt`` every few
-minutes, ``--resume`` goes on from there. Windows grow from 4 s to Whisper's 30 s; known times of
+minutes, ``--resume`` goes on from there. Windows grow from 4 s to 10 s; known times of
 phonemes, tokens and words teach the encoder and the cross-attention.
 """
 
@@ -87,11 +87,10 @@ def _misheard(batch: Batch, vocabulary: int) -> Tensor:
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Warm-up, flat for a third, then a cosine to almost nothing."""
-    if step < _WARM_UP_STEPS:
-        return _PEAK_RATE * (step + 1) / _WARM_UP_STEPS
+    """Warm-up of a run, flat for a third of the training, then a cosine to almost nothing."""
+    warm = min((step + 1) / _WARM_UP_STEPS, 1.0)
     fall = min(max((progress - 0.3) / 0.7, 0.0), 1.0)
-    return _PEAK_RATE * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * fall)))
+    return warm * _PEAK_RATE * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * fall)))
 
 
 def train(

@@ -169,7 +169,7 @@ class WhisperBatches:
         body: list[_Token] = []
         for sentence in example.sentences:
             start_s, end_s = sentence.start_s, sentence.end_s
-            if start_s >= window_s - 0.3:
+            if start_s >= window_s:
                 break
             body.append(_Token(timestamp(start_s), True, start_s - 0.1, start_s + 0.1))
             if end_s > window_s:
