@@ -23,6 +23,9 @@ from configs.settings import METRICS_ENVIRONMENT
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.update(METRICS_ENVIRONMENT)
+# Ray starts a worker per logical CPU at once; they become the replicas. Importing Serve while the
+# cluster comes up is half of what a replica's process does before it loads its model.
+os.environ.setdefault("RAY_preload_python_modules", "ray.serve")
 
 import ray
 import yaml
@@ -34,6 +37,8 @@ from graphs.speech import build
 from graphs.validate import problems
 
 OBJECT_STORE_BYTES = 512 * 1024**2
+PROCESSES = 8
+"""Serve's controller and proxy, and one replica of each of the six deployments."""
 
 
 def start(config: dict[str, Any], num_cpus: int) -> tuple[str, str]:
@@ -90,8 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--num-cpus",
         type=int,
-        default=max(2, os.cpu_count() or 1),
-        help="logical CPUs of this node (default: its cores)",
+        default=max(PROCESSES, os.cpu_count() or 1),
+        help=f"logical CPUs of this node (default: its cores, at least {PROCESSES})",
     )
     parser.add_argument(
         "--then", help="command to run once the graph is up, with SPEECHGRAPH_URL set; then stop"

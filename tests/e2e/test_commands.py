@@ -97,6 +97,29 @@ def test_the_curl_line_of_the_readme_gets_a_merged_transcript(
     assert {s["speaker"] for s in result["tra"]["segments"]} == {"SPEAKER_00", "SPEAKER_01"}
 
 
+def test_prometheus_finds_the_seconds_of_every_stage(
+    serving: dict[str, str], repository: Path
+) -> None:
+    audio = repository / "models" / "demo" / "audio" / "dialogue-en.flac"
+    settings = {"settings": {"tasks": ["transcribe", "emotion"], "tra": {"model": "demo-vosk"}}}
+    answer = httpx.post(
+        f"{serving['service']}/v1/process",
+        files={"audio": ("audio", audio.read_bytes())},
+        data={"request_json": json.dumps(settings)},
+        timeout=120,
+    )
+    assert answer.status_code == 200
+    discovery = Path("/tmp/ray/session_latest/prom_metrics_service_discovery.json")
+
+    def stages() -> set[str]:
+        targets = json.loads(discovery.read_text(encoding="utf-8"))[0]["targets"]
+        pages = [httpx.get(f"http://{target}/metrics").text for target in targets]
+        counted = re.compile(r'^ray_speechgraph_stage_seconds_count\{.*stage="(\w+)"', re.MULTILINE)
+        return {stage for page in pages for stage in counted.findall(page)}
+
+    eventually(lambda: {"decode", "transcribe", "emotion", "merge"} <= stages())
+
+
 def test_the_api_page_works_without_the_internet(serving: dict[str, str]) -> None:
     page = httpx.get(f"{serving['service']}/docs").text
     linked = re.findall(r'(?:src|href)="([^"]+)"', page)
