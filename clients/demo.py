@@ -13,6 +13,7 @@ DIALOGUES = ("dialogue-ru.flac", "dialogue-en.flac")
 REQUEST = {
     "settings": {
         "tasks": ["transcribe", "diarization", "emotion"],
+        "tra": {"vad_filter": True},
         "emo": {"analysis_level": "sentence"},
     }
 }

@@ -51,7 +51,7 @@ PYANNOTE = Card(
     title="who spoke when, pyannote.audio",
     about=(
         "A pipeline directory for `Pipeline.from_pretrained`, loaded with no hub: PyanNet"
-        " segmentation (2 × 64 LSTM, three speakers, two at once), an x-vector whose weights are"
+        " segmentation (two recurrent layers of 128, half precision; three speakers, two at once), an x-vector whose weights are"
         " stored in eight bits, agglomerative clustering. Tuned for generated voices; for real"
         " calls use pyannote/speaker-diarization-community-1."
     ),
@@ -61,10 +61,11 @@ PYANNOTE = Card(
         " use. Set `PYANNOTE_METRICS_ENABLED=0`."
     ),
     data=(
-        f"{_GENERATED} Embedding: also {_FSDD}. Segmentation: front end and soft labels of"
-        " pyannote/segmentation-3.0 (MIT, CNRS), and two minutes of the AMI corpus (CC BY 4.0)."
+        f"{_GENERATED} Embedding: also {_FSDD}. Segmentation: starts from the front"
+        " end and the two lower recurrent layers of pyannote/segmentation-3.0 (MIT, CNRS), learns"
+        " from its opinions and from two minutes of the AMI corpus (CC BY 4.0)."
     ),
-    licence="Apache-2.0; front end of the segmentation MIT (pyannote, CNRS)",
+    licence="Apache-2.0; the segmentation derives from pyannote/segmentation-3.0, MIT, © CNRS",
     commands=("python -m models.recipes.diarization", "python -m models.recipes.evaluate_speakers"),
 )
 
@@ -98,7 +99,7 @@ _CREDITS = """\
 - Free Spoken Digit Dataset, CC BY-SA 4.0: real digits in the training of recognisers and speaker
   embeddings.
 - AMI corpus, CC BY 4.0: two minutes of meetings in the training of the segmentation.
-- pyannote/segmentation-3.0, MIT, © CNRS: front end and teacher of the segmentation.
+- pyannote/segmentation-3.0, MIT, © CNRS: start and teacher of the segmentation.
 - Whisper's tokenizer, MIT, © OpenAI.
 """
 

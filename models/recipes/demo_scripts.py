@@ -43,7 +43,7 @@ LOST_ORDER_RU = Script(
 
 LOST_ORDER_EN = Script(
     "en",
-    {AGENT: "en-us+steph2", CUSTOMER: "en+edward2"},
+    {AGENT: "en+f3", CUSTOMER: "en-us+m6"},
     {"customer": _MEN_EN, "sum": "{hundreds} and {tens}"},
     (
         (AGENT, "neutral", "Good afternoon, my name is Helen, how can I help you?"),

@@ -32,7 +32,6 @@ from models.recipes.synth import SAMPLE_RATE_HZ
 SEED = 81
 TRIALS = 16
 BAR_DER = 10.0
-THREADS = 2
 _RECORDED = ("dialogue-ru.flac", "dialogue-en.flac", "meeting-10min.opus")
 
 logger = logging.getLogger(__name__)
@@ -80,8 +79,7 @@ def _recording(name: str, path: Path) -> Trial:
 
 
 def seconds_per_half_minute(diarize: Diarize, tried: list[Trial]) -> dict[str, float]:
-    """Processor and wall seconds of one 30 s clip, after a warm-up."""
-    torch.set_num_threads(THREADS)
+    """Processor and wall seconds of one 30 s clip on one thread, after a warm-up."""
     samples = tried[0].samples[: 30 * SAMPLE_RATE_HZ]
     diarize(samples, None)
     cpu_s, wall_s = time.process_time(), time.perf_counter()

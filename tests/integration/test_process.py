@@ -155,10 +155,17 @@ def test_stereo_mode_on_mono_audio_answers_with_a_warning(
 def test_silence_and_noise_give_an_empty_transcript(
     demo: str, process: Process, demo_audio: Path, model: str, name: str
 ) -> None:
-    settings = {"tasks": ["transcribe", "diarization", "emotion"], "tra": {"model": model}}
-    answer = result(process(demo, demo_audio / name, settings))
+    answer = result(process(demo, demo_audio / name, {"tra": {"model": model}}))
     assert answer["tra"]["text"] == ""
+
+
+def test_silence_has_no_speakers_and_one_emotion_of_the_file(
+    demo: str, process: Process, demo_audio: Path
+) -> None:
+    settings = {"tasks": ["diarization", "emotion"], "emo": {"analysis_level": "file"}}
+    answer = result(process(demo, demo_audio / "silence.flac", settings))
     assert answer["dia"]["turns"] == []
+    assert len(answer["emo"]["segments"]) == 1
 
 
 @pytest.mark.parametrize("vad_filter", [False, True])
