@@ -13,6 +13,9 @@ import argparse
 import io
 import json
 import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for replicas of one CPU; numpy reads it
+
 import statistics
 import time
 import wave
