@@ -44,6 +44,7 @@ PROCESSES = 8
 def start(config: dict[str, Any], num_cpus: int) -> tuple[str, str]:
     """Start Ray and run a validated config; the addresses of the service and the dashboard."""
     context = ray.init(
+        address="local",  # never join a cluster that happens to run here
         num_cpus=num_cpus,
         include_dashboard=True,
         dashboard_host="127.0.0.1",
@@ -106,12 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if found:
         sys.stderr.write("".join(f"{options.config}: {problem}\n" for problem in found))
         return 2
-    # A service manager stops its children with SIGTERM: leave as on Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     try:
         config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
         service, dashboard = start(config, options.num_cpus)
+        # A service manager stops its children with SIGTERM: leave as on Ctrl-C, not as Ray does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.stdout.write(
             f"speechgraph is up after {time.monotonic() - started:.1f} s\n"
             f"  service    {service}  (API pages: {service}/docs)\n"
