@@ -1,6 +1,7 @@
 """What a user sees when a replica dies, a file is hostile, a limit is met or a client goes away."""
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -92,7 +93,8 @@ def test_a_file_that_kills_the_decoder_is_refused_and_the_service_heals(
             alive = replica_pids("speech", "Decoder")
             done.wait(0.3)
             for pid in alive:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_every_decoder)
     killer.start()
