@@ -51,7 +51,8 @@ PYANNOTE = Card(
     title="who spoke when, pyannote.audio",
     about=(
         "A pipeline directory for `Pipeline.from_pretrained`, loaded with no hub: PyanNet"
-        " segmentation (two recurrent layers of 128, half precision; three speakers, two at once), an x-vector whose weights are"
+        " segmentation (two recurrent layers of 128, half precision; three speakers, two at once),"
+        " an x-vector whose weights are"
         " stored in eight bits, agglomerative clustering. Tuned for generated voices; for real"
         " calls use pyannote/speaker-diarization-community-1."
     ),
