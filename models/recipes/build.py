@@ -23,6 +23,7 @@ WAVES: tuple[tuple[Lane, ...], ...] = (
         ("ctc", "ctc_export", "emotion", "diarization"),
     ),
     (("evaluate",), ("evaluate_speakers",)),
+    (("cards",),),
 )
 
 

@@ -69,7 +69,7 @@ class Batches:
     def _refill(self, longest_s: float, most: int, batch_s: float) -> list[list[Example]]:
         examples: list[Example] = []
         while sum(example.duration_s for example in examples) < 6 * batch_s:
-            examples.append(self._mixer.example(longest_s, most, 0.03, 0.08))
+            examples.append(self._mixer.example(longest_s, (1, most), 0.03, 0.08))
         examples.sort(key=lambda example: example.duration_s)
         groups: list[list[Example]] = [[]]
         for example in examples:

@@ -47,6 +47,19 @@ class Example:
     def duration_s(self) -> float:
         return len(self.samples) / SAMPLE_RATE_HZ
 
+    def since(self, start_s: float) -> "Example":
+        """What is left from ``start_s`` on; words that began earlier get times below zero."""
+        first = round(start_s * SAMPLE_RATE_HZ)
+        shift_s = -first / SAMPLE_RATE_HZ
+        sentences = tuple(
+            Sentence(sentence.text, sentence.language, _shift(sentence.words, shift_s))
+            for sentence in self.sentences
+            if sentence.words[-1][1] >= start_s
+        )
+        spans = _shift(self.phonemes, shift_s) if sentences else ()
+        phonemes = tuple(span for span in spans if span[2] > 0)
+        return Example(self.samples[first:], sentences, phonemes)
+
 
 class Mixer:
     """Draws examples from the clips of a bank; one generator makes a run repeatable."""
@@ -64,9 +77,13 @@ class Mixer:
         self._tracks = self._noise_tracks()
 
     def example(
-        self, longest_s: float, most_sentences: int, quiet_share: float, digit_share: float
+        self,
+        longest_s: float,
+        sentences: tuple[int, int],
+        quiet_share: float,
+        digit_share: float,
     ) -> Example:
-        """An augmented example of one to ``most_sentences`` sentences or of no speech at all."""
+        """An augmented example of fewest to most ``sentences`` or of no speech at all."""
         draw = self._rng.random()
         if draw < quiet_share:
             silence = np.zeros(int(self._rng.uniform(1.0, longest_s) * SAMPLE_RATE_HZ), np.float32)
@@ -74,16 +91,16 @@ class Mixer:
         if draw < quiet_share + digit_share and self._digits:
             example = self._digit_string(longest_s)
         else:
-            example = self._speech_string(longest_s, most_sentences)
+            example = self._speech_string(longest_s, sentences)
         return Example(self._augment(example.samples), example.sentences, example.phonemes)
 
     def _pick(self, clips: list[Clip]) -> Clip:
         return clips[int(self._rng.integers(len(clips)))]
 
-    def _speech_string(self, longest_s: float, most_sentences: int) -> Example:
+    def _speech_string(self, longest_s: float, sentences: tuple[int, int]) -> Example:
         rng = self._rng
         language = "ru" if rng.random() < 0.5 else "en"
-        wanted = int(rng.integers(1, most_sentences + 1))
+        wanted = int(rng.integers(sentences[0], sentences[1] + 1))
         gap_s = (0.0, 0.5) if rng.random() < 0.8 else (0.5, 2.0)
         pieces: list[tuple[Clip, float]] = []
         length_s = 0.0

@@ -1,6 +1,6 @@
 """Train the small Whisper from scratch on one thread within a budget of processor seconds.
 
-``python -m models.recipes.whisper --budget-s 4000`` writes ``models/work/whisper.pt`` every few
+``python -m models.recipes.whisper --budget-s 5000`` writes ``models/work/whisper.pt`` every few
 minutes, ``--resume`` goes on from there. Windows grow from 4 s to 10 s; known times of
 phonemes, tokens and words teach the encoder and the cross-attention.
 """
@@ -24,7 +24,7 @@ from models.recipes.whisper_model import Shape, SmallWhisper
 from models.recipes.whisper_tokens import VOCABULARY, WhisperTokens
 
 CHECKPOINT = WORK / "whisper.pt"
-_BUDGET_S = 4000.0
+_BUDGET_S = 5000.0
 _PEAK_RATE = 2e-3
 _WARM_UP_STEPS = 100
 _SAVE_EVERY_S = 120.0
@@ -68,10 +68,10 @@ def _attention_loss(weights: Tensor, spans: Tensor) -> Tensor:
 
 
 def stage_at(progress: float) -> Stage:
-    """The curriculum: short windows with a sentence each, then the model's own window."""
+    """The curriculum: a sentence in a short window, then windows of long speech."""
     if progress < 0.2:
-        return Stage(window_s=4.0, sentences=1, batch=32)
-    return Stage(window_s=WINDOW_S, sentences=4, batch=16)
+        return Stage(window_s=4.0, batch=32, flows=False)
+    return Stage(window_s=WINDOW_S, batch=16, flows=True)
 
 
 def _misheard(batch: Batch, vocabulary: int) -> Tensor:

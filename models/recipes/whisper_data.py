@@ -20,7 +20,8 @@ from models.recipes.whisper_tokens import (
     TRANSCRIBE,
     TRANSLATE,
     WhisperTokens,
-    timestamp,
+    closing,
+    opening,
 )
 
 FRAME_S = 0.02
@@ -29,15 +30,18 @@ WINDOW_S = 10.0
 _IGNORE = -100
 _SAMPLE_RATE_HZ = 16_000
 _MOST_TOKENS = 440
+_LONGEST_PROMPT = 223  # what faster-whisper keeps of the text before
+_MOST_SENTENCES = 8
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the curriculum: window length and what may be in a window."""
+    """One stage of the curriculum."""
 
     window_s: float
-    sentences: int
     batch: int
+    flows: bool
+    """Whether windows are cut from longer speech and may follow a prompt."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,24 @@ class WhisperBatches:
         return Batch(features, tokens, targets, spans, phonemes, frame_tokens)
 
     def _example(self, stage: Stage) -> Example:
-        """An example of the stage; now and then it runs over the end of the window."""
-        over_s = 3.0 if self._rng.random() < 0.3 and stage.window_s >= WINDOW_S else -0.1
-        few = self._rng.random() < 0.5
-        most = min(stage.sentences, 3) if few else stage.sentences
-        return self._mixer.example(stage.window_s + over_s, most, 0.06, 0.07)
+        """An example of the stage.
+
+        Windows of long audio are full, run over their end, and begin where the one before told:
+        at a sentence or, if that was wrong, inside one.
+        """
+        rng = self._rng
+        if not stage.flows:
+            return self._mixer.example(stage.window_s - 0.1, (1, 1), 0.06, 0.07)
+        longest_s = stage.window_s + (3.0 if rng.random() < 0.4 else -0.1)
+        sentences = (_MOST_SENTENCES, _MOST_SENTENCES) if rng.random() < 0.6 else (1, 3)
+        if rng.random() > 0.35:
+            return self._mixer.example(longest_s, sentences, 0.06, 0.07)
+        example = self._mixer.example(longest_s + 3.0, sentences, 0.0, 0.07)
+        first = example.sentences[0]
+        inside_s = float(rng.uniform(first.start_s, first.end_s))
+        later = example.sentences[min(1, len(example.sentences) - 1)]
+        starting_s = later.start_s + float(rng.uniform(-0.3, 0.05))
+        return example.since(inside_s if rng.random() < 0.4 else max(starting_s, 0.0))
 
     def _features(self, example: Example, window_s: float) -> Tensor:
         """Normalised as faster-whisper does: by the loudest frame, zeros after the audio."""
@@ -125,7 +142,7 @@ class WhisperBatches:
         rng = self._rng
         language = example.sentences[0].language if example.sentences else _coin(rng, "ru", "en")
         task = TRANSLATE if rng.random() < 0.04 else TRANSCRIBE
-        sequence = self._prompt(language) if stage.sentences > 1 and rng.random() < 0.3 else []
+        sequence = self._prompt(language) if stage.flows and rng.random() < 0.5 else []
         sequence += [
             _Token(START, False),
             _Token(LANGUAGES[language], bool(example.sentences)),
@@ -139,20 +156,20 @@ class WhisperBatches:
         return [*(sequence + body)[:_MOST_TOKENS], _Token(END, True)]
 
     def _prompt(self, language: str) -> list[_Token]:
-        """Text of an earlier window, with its time stamps or without."""
+        """Text of earlier windows, with its time stamps or without, of any length."""
         rng = self._rng
         ids: list[int] = []
-        stamped = rng.random() < 0.5
-        at_s = float(rng.uniform(0.0, 5.0))
-        for _ in range(int(rng.integers(1, 8))):
+        stamped = rng.random() < 0.7
+        at_s, wanted = float(rng.uniform(0.0, 5.0)), int(rng.integers(1, _LONGEST_PROMPT + 1))
+        while len(ids) < wanted:
             clip = self._clips[int(rng.integers(len(self._clips)))]
             if clip.language != language:
                 continue
             text = [i for chunk in clip.text.split() for i in self._tokens.encode(chunk)]
             end_s = at_s + clip.duration_s
-            ids += [timestamp(at_s), *text, timestamp(end_s)] if stamped else text
-            at_s = end_s + 0.4
-        return [_Token(PREVIOUS, False), *(_Token(i, False) for i in ids[-200:])]
+            ids += [opening(at_s), *text, closing(end_s)] if stamped else text
+            at_s = end_s + 0.4 if end_s < WINDOW_S else float(rng.uniform(0.0, 0.4))
+        return [_Token(PREVIOUS, False), *(_Token(i, False) for i in ids[-wanted:])]
 
     def _plain(self, example: Example, window_s: float) -> list[_Token]:
         return [
@@ -165,18 +182,24 @@ class WhisperBatches:
     def _stamped(self, example: Example, window_s: float) -> list[_Token]:
         """Segments between time stamps; one that the window cuts leaves only its start."""
         if not example.sentences:
-            return [_Token(timestamp(0.0), True)]
+            return [_Token(opening(0.0), True)]
         body: list[_Token] = []
+        closed = 0
         for sentence in example.sentences:
-            start_s, end_s = sentence.start_s, sentence.end_s
+            text = self._tokens.timed(sentence)
+            if not text:
+                continue
+            start_s, end_s = max(text[0][1], 0.0), sentence.end_s
             if start_s >= window_s:
                 break
-            body.append(_Token(timestamp(start_s), True, start_s - 0.1, start_s + 0.1))
+            opened = max(opening(start_s), closed)  # Whisper's time stamps never fall
+            body.append(_Token(opened, True, start_s - 0.1, start_s + 0.1))
             if end_s > window_s:
                 break
-            body += [_Token(i, True, begin, end) for i, begin, end in self._tokens.timed(sentence)]
-            body.append(_Token(timestamp(end_s), True, end_s - 0.1, end_s + 0.1))
-        return body
+            body += [_Token(i, True, begin, end) for i, begin, end in text]
+            closed = closing(end_s)
+            body.append(_Token(closed, True, end_s - 0.1, end_s + 0.1))
+        return body or [_Token(opening(0.0), True)]
 
     def _frame_targets(self, examples: list[Example], frames: int) -> tuple[Tensor, Tensor]:
         phonemes = torch.zeros(len(examples), frames, dtype=torch.long)
