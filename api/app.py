@@ -6,22 +6,24 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from api import health, models, process
+from api import health, live, models, process, vosk
 from api.errors import ErrorBoundary, ErrorShapes
 from api.limits import FORM_LIMITS, BodyLimit, heavy_route
 from api.request_id import RequestId
 from api.service import SpeechService
+from api.streams import LiveStreams
 from configs.settings import IngressSettings
 
 
 def make_app(
     service: SpeechService,
+    streams: LiveStreams,
     settings: IngressSettings,
     version: str,
     *,
     server_echoes_request_id: bool = False,
 ) -> FastAPI:
-    """The app that serves ``service``; limits come from ``settings``.
+    """The app that serves ``service`` and its live ``streams``; limits come from ``settings``.
 
     ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
     The assets of ``/docs`` are local: the page works without the internet.
@@ -49,4 +51,6 @@ def make_app(
     app.include_router(process.router(service, heavy))
     app.include_router(models.router(service))
     app.include_router(health.router(service, version))
+    app.include_router(live.router(streams))
+    app.include_router(vosk.router(streams))
     return app

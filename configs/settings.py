@@ -98,8 +98,8 @@ class LiveModelSettings(Strict):
     )
 
 
-class ModelSettings(Deployment):
-    """A deployment that loads models of one family of the catalogue."""
+class EngineSettings(Deployment):
+    """A deployment that loads models of the catalogue."""
 
     default_model: str = Field(description="Catalogue id used when a request names none.")
     preload: tuple[str, ...] | None = Field(
@@ -109,6 +109,16 @@ class ModelSettings(Deployment):
     compute_type: str = Field(
         "auto", description="Number format of the weights: auto, int8, float16, float32…"
     )
+
+    @property
+    def preloaded(self) -> tuple[str, ...]:
+        """Ids that a replica loads before it takes requests."""
+        return (self.default_model,) if self.preload is None else self.preload
+
+
+class ModelSettings(EngineSettings):
+    """A deployment that answers calls with the models of one family."""
+
     concurrency: int = Field(1, ge=1, description="Inferences that run at once in a replica.")
     max_models: int = Field(
         2, ge=1, description="Models kept loaded; the least recently used goes."
@@ -118,10 +128,57 @@ class ModelSettings(Deployment):
     )
     timeout_s: float = Field(3600.0, gt=0, description="Longest single call, queueing included.")
 
-    @property
-    def preloaded(self) -> tuple[str, ...]:
-        """Ids that a replica loads before it takes requests."""
-        return (self.default_model,) if self.preload is None else self.preload
+
+class LiveSettings(EngineSettings):
+    """Frame-synchronous recognisers of live streams, which hold streams instead of calls.
+
+    With placement *local* they share the resources and the scaling of the ingress.
+    """
+
+    placement: Literal["local", "replicas"] = Field(
+        "local", description="Inside the ingress replicas, or in replicas that scale on their own."
+    )
+    max_streams: int = Field(100, ge=1, description="Streams of one replica; one more is refused.")
+    target_streams: float = Field(
+        50.0, gt=0, description="Streams per replica that autoscaling aims at."
+    )
+    tick_s: float = Field(
+        0.04, ge=0, description="Least seconds between two batches; more makes larger batches."
+    )
+    recover_s: float = Field(
+        30.0, gt=0, description="Seconds until a stream whose replica is gone is given up."
+    )
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "LiveSettings":
+        # Streams do not wait as requests of Serve, which alone would wake a deployment of none.
+        if self.placement == "replicas" and self.scaling.min_replicas == 0:
+            raise ValueError("live replicas need scaling.min_replicas of at least 1")
+        return self
+
+
+class SessionSettings(Strict):
+    """Live streams of one ingress replica, and their bounds."""
+
+    max_sessions: int = Field(100, ge=1, description="Streams at once; one more gets 503.")
+    max_stream_s: float = Field(
+        3 * 3600.0, gt=0, description="Longest stream, seconds; what came until then is finished."
+    )
+    max_pending_mb: int = Field(
+        128, ge=1, description="Audio of one stream that may wait to be recognised, MiB."
+    )
+    max_pending_total_mb: int = Field(512, ge=1, description="The same of all streams, MiB.")
+    window_s: float = Field(
+        30.0, ge=2, description="How far a native client may be ahead of the recognition, seconds."
+    )
+    start_timeout_s: float = Field(10.0, gt=0, description="Longest wait for the first frame.")
+    idle_timeout_s: float = Field(60.0, gt=0, description="Longest wait for any other frame.")
+    speaker_model: str | None = Field(
+        None, description="Tells the speakers of a stream apart; a model of format sherpa_onnx."
+    )
+    retention_s: float = Field(
+        30.0, ge=0, description="How long a session waits for a dropped socket to come back."
+    )
 
 
 class IngressSettings(Deployment):
@@ -139,6 +196,7 @@ class IngressSettings(Deployment):
         3600.0, gt=0, description="Longest request, answered with 504."
     )
     default_transcriber: str = Field(description="Catalogue id used when a request names no model.")
+    sessions: SessionSettings = SessionSettings()
 
 
 class SpeechArgs(BaseSettings):
@@ -157,6 +215,7 @@ class SpeechArgs(BaseSettings):
     decoder: DecoderSettings = DecoderSettings()
     whisper: ModelSettings | None = None
     vosk: ModelSettings | None = None
+    live: LiveSettings | None = None
     emotion: ModelSettings | None = None
     diarization: ModelSettings | None = None
 

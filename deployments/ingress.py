@@ -1,5 +1,6 @@
 """The HTTP surface as a deployment: the Ray-free app of ``api`` around the graph's service."""
 
+import asyncio
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -9,8 +10,13 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from api.app import make_app
+from api.streams import LiveStreams
 from configs.catalogue import Catalogue, Family
-from configs.settings import IngressSettings
+from configs.settings import IngressSettings, LiveSettings
+from deployments.drain import when_draining
+from deployments.live_ports import live_models, live_ports
+from deployments.metrics import observe_sessions
+from deployments.models import ModelFiles
 from deployments.service import GraphService
 
 
@@ -25,13 +31,28 @@ class Ingress:
         handles: Mapping[str, DeploymentHandle[Any]],
         defaults: Mapping[Family, str],
         timeouts_s: Mapping[str, float],
+        live: LiveSettings | None,
+        files: ModelFiles,
     ) -> None:
         self._settings = settings
         self._service = GraphService(
             catalogue, handles, defaults, timeouts_s, settings.default_transcriber
         )
+        self._streams = LiveStreams(
+            self._service,
+            live_ports(live, settings, files, catalogue, handles, timeouts_s),
+            settings.sessions,
+            live_models(live, settings, defaults),
+            observe_sessions,
+        )
+        self._draining: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
+        self._draining = asyncio.create_task(when_draining(self._streams.sessions.drain))
         return make_app(
-            self._service, self._settings, version("speechgraph"), server_echoes_request_id=True
+            self._service,
+            self._streams,
+            self._settings,
+            version("speechgraph"),
+            server_echoes_request_id=True,
         )

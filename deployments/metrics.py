@@ -20,3 +20,27 @@ def _stage_seconds() -> metrics.Histogram:
 def observe_stage(stage: Stage, seconds: float) -> None:
     """Record how long a stage of one request took."""
     _stage_seconds().observe(seconds, tags={"stage": stage})
+
+
+@cache
+def _live_sessions() -> metrics.Gauge:
+    return metrics.Gauge("speechgraph_live_sessions", "Live streams that an ingress replica hears.")
+
+
+@cache
+def _live_lag_seconds() -> metrics.Histogram:
+    return metrics.Histogram(
+        "speechgraph_live_lag_seconds",
+        "Seconds from the last sample of an utterance to its final.",
+        boundaries=[0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60],
+    )
+
+
+def observe_sessions(count: int) -> None:
+    """Record how many live sessions there are."""
+    _live_sessions().set(count)
+
+
+def observe_lag(seconds: float) -> None:
+    """Record how late the final of an utterance was."""
+    _live_lag_seconds().observe(seconds)

@@ -7,7 +7,7 @@ from pathlib import Path
 import ray
 
 from configs.catalogue import Catalogue, ModelEntry
-from configs.settings import ModelSettings
+from configs.settings import EngineSettings
 from deployments.options import threads
 from engines import device, store
 from speech.errors import ModelNotFound
@@ -42,7 +42,7 @@ class Hardware:
     threads: int
 
 
-def hardware(settings: ModelSettings) -> Hardware:
+def hardware(settings: EngineSettings) -> Hardware:
     """The device that Ray gave this replica, and the threads pinned to its CPUs.
 
     To be called before an engine's library loads: Ray leaves CUDA_VISIBLE_DEVICES unset for a

@@ -40,11 +40,11 @@ _HONOURED = {
     "vad_filter",  # this family never decodes silence
 }
 _MAX_BATCH = 64
-_MAX_HOTWORDS = 5000
+MAX_HOTWORDS = 5000
 """Characters; the time that sherpa-onnx takes to cut them into pieces grows with their square."""
 _SHORTEST = SAMPLE_RATE // 2
 """Samples; shorter utterances are filled up with silence, the convolutions need some width."""
-_TAIL = np.zeros(round(0.66 * SAMPLE_RATE), np.float32)
+TAIL = np.zeros(round(0.66 * SAMPLE_RATE), np.float32)
 """Silence after an utterance that pushes the last frames through a frame-synchronous model."""
 _LONGEST_TOKEN_S = 0.3
 """How long the last token of a word lasts at most; tokens have a start and no end."""
@@ -128,8 +128,8 @@ class VoskEngine:
             )
         if not 1 <= options.batch_size <= _MAX_BATCH:
             raise InvalidRequest(f"batch_size must be between 1 and {_MAX_BATCH}")
-        if len(options.hotwords or "") > _MAX_HOTWORDS:
-            raise InvalidRequest(f"hotwords must have at most {_MAX_HOTWORDS} characters")
+        if len(options.hotwords or "") > MAX_HOTWORDS:
+            raise InvalidRequest(f"hotwords must have at most {MAX_HOTWORDS} characters")
 
     def _warnings(self, options: TranscribeOptions) -> Iterator[str]:
         ignored = ignored_options(options, takes_hotwords=self._recognizer.takes_hotwords)
@@ -167,7 +167,7 @@ class VoskEngine:
         cancelled: Callable[[], bool],
     ) -> list["Hypothesis"]:
         recognizer = self._recognizer.library
-        hotwords = _hotwords(options) if self._recognizer.takes_hotwords else None
+        hotwords = hotword_phrases(options) if self._recognizer.takes_hotwords else None
         streams = []
         for start, end in batch:
             stream = recognizer.create_stream(hotwords=hotwords)
@@ -182,7 +182,7 @@ class VoskEngine:
                 for s in streams
             ]
         for stream in streams:
-            stream.accept_waveform(SAMPLE_RATE, _TAIL)
+            stream.accept_waveform(SAMPLE_RATE, TAIL)
             stream.input_finished()
         while ready := [s for s in streams if recognizer.is_ready(s)]:
             _stop_if(cancelled)
@@ -242,7 +242,7 @@ class _Growing:
     probabilities: list[float] = field(default_factory=list)
 
 
-def _hotwords(options: TranscribeOptions) -> str | None:
+def hotword_phrases(options: TranscribeOptions) -> str | None:
     """Phrases parted by commas, semicolons or lines, as sherpa-onnx wants them: parted by ``/``.
 
     Only words are left of a phrase: a colon would be read as the beginning of a score.

@@ -12,6 +12,7 @@ from deployments.decoder import Decoder
 from deployments.diarization import Diarization
 from deployments.emotion import Emotion
 from deployments.ingress import Ingress
+from deployments.live import Live, live_options
 from deployments.models import ModelFiles
 from deployments.options import serve_options
 from deployments.vosk import Vosk
@@ -24,7 +25,8 @@ MODEL_DEPLOYMENTS: dict[str, type] = {
     "diarization": Diarization,
 }
 HTTP_SLACK = 256
-"""Requests that an ingress replica takes beyond the ones it processes: health checks, refusals."""
+"""Requests that an ingress replica takes beyond those it processes and the streams it hears: health
+checks, refusals."""
 
 
 def build(args: SpeechArgs) -> Application:
@@ -41,14 +43,18 @@ def build(args: SpeechArgs) -> Application:
         handles[family] = _deployed(
             MODEL_DEPLOYMENTS[family], serve_options(settings, settings.concurrency)
         ).bind(settings, files)
+    if args.live is not None and args.live.placement == "replicas":
+        handles["live"] = _deployed(Live, live_options(args.live)).bind(args.live, files)
     timeouts_s = {family: settings.timeout_s for family, settings in models.items()}
-    running = args.ingress.max_concurrent_requests + HTTP_SLACK
+    running = args.ingress.max_concurrent_requests + args.ingress.sessions.max_sessions + HTTP_SLACK
     return _deployed(Ingress, serve_options(args.ingress, running)).bind(
         args.ingress,
         catalogue,
         handles,
         {family: settings.default_model for family, settings in models.items()},
         {"decoder": args.decoder.timeout_s, **timeouts_s},
+        args.live,
+        files,
     )
 
 
@@ -70,6 +76,11 @@ def _check_models(args: SpeechArgs, catalogue: Catalogue, models: dict[str, Mode
         if entry is None or entry.family != family:
             known = ", ".join(m.id for m in catalogue.models if m.family == family)
             raise ValueError(f"{family}: no model {model!r} in the catalogue; it has {known}")
+    if args.live is not None:
+        for model in (args.live.default_model, *args.live.preloaded):
+            entry = catalogue.find(model)
+            if entry is None or not entry.format.startswith("streaming_"):
+                raise ValueError(f"live: {model!r} is no streaming model of the catalogue")
     recogniser = catalogue.find(args.ingress.default_transcriber)
     if recogniser is None or recogniser.family not in models:
         raise ValueError(

@@ -76,6 +76,12 @@ class Overloaded(SpeechError):
         self.retry_after_s = retry_after_s
 
 
+class TooFarAhead(Overloaded):
+    """The client is further ahead of the recognition than the service buffers."""
+
+    code = "too_far_ahead"
+
+
 class ModelUnavailable(Overloaded):
     """A model cannot be served now: its weights are missing, or its replica keeps dying."""
 
@@ -92,6 +98,18 @@ class EngineFailed(SpeechError):
     """A model failed on this input for a reason of its own."""
 
     code = "engine_failed"
+
+
+class StreamTooLong(SpeechError):
+    """The stream has more seconds than this service takes."""
+
+    code = "stream_too_long"
+
+
+class IdleTimeout(SpeechError):
+    """Nothing was heard of the client for too long."""
+
+    code = "idle_timeout"
 
 
 class Cancelled(SpeechError):

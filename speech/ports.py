@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from speech.transcript import Diarization, Recognition, Scores, Span
+import numpy as np
+from numpy.typing import NDArray
+
+from speech.audio import Samples
+from speech.transcript import Diarization, Recognition, Scores, Span, Word
 
 DEFAULT_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
@@ -134,4 +138,54 @@ class EmotionClassifier(Protocol):
         self, audio: DecodedAudio, spans: Sequence[Span], options: EmotionOptions
     ) -> Sequence[Scores]:
         """Scores of each span, in the order of ``spans``."""
+        ...
+
+
+class RecognizerStream(Protocol):
+    """One live stream of a frame-synchronous recogniser; it hears one utterance after another.
+
+    Calls are made one at a time. Whatever the recogniser has to do to keep the stream alive, such
+    as to open it again on another replica, it does by itself.
+    """
+
+    async def feed(self, samples: Samples) -> tuple[Word, ...]:
+        """The words of the utterance so far, with times in seconds of the utterance.
+
+        ``samples`` are float32 at 16 kHz and follow the ones before without a gap.
+        """
+        ...
+
+    async def finish(self) -> tuple[Word, ...]:
+        """The words of the whole utterance; the next ``feed`` begins another one."""
+        ...
+
+    async def close(self) -> None:
+        """Free the stream wherever it lives."""
+        ...
+
+
+class StreamingRecognizer(Protocol):
+    """Recognises many live streams at once, frame by frame."""
+
+    async def open(self, model: str, hotwords: str | None = None) -> RecognizerStream:
+        """A new stream of a catalogue model.
+
+        Raises ModelNotFound, ModelUnavailable, Overloaded.
+        """
+        ...
+
+
+class VoiceActivity(Protocol):
+    """Hears where someone speaks in one live stream."""
+
+    async def feed(self, samples: Samples) -> NDArray[np.float32]:
+        """Probabilities of the windows of 512 samples that are now complete, float32 [windows]."""
+        ...
+
+
+class SpeakerEmbedder(Protocol):
+    """Turns an utterance into a vector that is alike for the same voice."""
+
+    async def embed(self, samples: Samples) -> NDArray[np.float32]:
+        """A vector of length 1, float32 [dimensions], of mono samples at 16 kHz."""
         ...

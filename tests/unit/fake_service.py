@@ -2,14 +2,19 @@
 
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 from fastapi import FastAPI
 
 from api.app import make_app
+from api.streams import LiveModels, LiveStreams
 from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings
+from speech.endpointing import EndpointOptions
 from speech.pipeline import ProcessOptions, Task
+from speech.ports import Transcriber, VoiceActivity
+from speech.session import LivePorts
 from speech.transcript import Transcript
 
 
@@ -81,7 +86,17 @@ class FakeService:
 
 def app_of(service: FakeService, **limits: Any) -> FastAPI:
     settings = IngressSettings(default_transcriber="large-v3-turbo", **limits)
-    return make_app(service, settings, "1.2.3")
+    return make_app(service, no_streams(service, settings), settings, "1.2.3")
+
+
+def no_streams(service: FakeService, settings: IngressSettings) -> LiveStreams:
+    """Live streams of a service that has no model for them."""
+
+    def unheard(options: EndpointOptions) -> VoiceActivity:
+        raise AssertionError("no stream can begin")
+
+    ports = LivePorts(unheard, None, AsyncMock(spec=Transcriber))
+    return LiveStreams(service, ports, settings.sessions, LiveModels(None, None, None))
 
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:

@@ -8,7 +8,7 @@ from api.app import make_app
 from api.request_id import request_id
 from configs.settings import IngressSettings
 from speech.transcript import Transcript
-from tests.unit.fake_service import FakeService, app_of, client_of
+from tests.unit.fake_service import FakeService, app_of, client_of, no_streams
 
 FORM = {"files": {"audio": ("a", b"x")}, "data": {"request_json": '{"settings":{}}'}}
 
@@ -197,7 +197,9 @@ async def test_the_service_sees_the_id_of_the_request_it_works_for(client, servi
 
 async def test_behind_a_server_that_echoes_the_id_there_is_no_second_copy(service):
     settings = IngressSettings(default_transcriber="large-v3-turbo")
-    app = make_app(service, settings, "1", server_echoes_request_id=True)
+    app = make_app(
+        service, no_streams(service, settings), settings, "1", server_echoes_request_id=True
+    )
     async with client_of(app) as client:
         answer = await client.get("/health", headers={"X-Request-ID": "mine"})
         assert "X-Request-ID" not in answer.headers

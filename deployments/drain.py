@@ -1,0 +1,40 @@
+"""Whether the replica that asks is being stopped: Serve itself does not tell it."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ReplicaState
+
+logger = logging.getLogger("ray.serve")
+
+POLL_S = 1.0
+
+
+async def when_draining(then: Callable[[], Awaitable[None]]) -> None:
+    """Await ``then`` once this replica is being stopped, by a redeployment or a scale-down."""
+    context = serve.get_replica_context()
+    while True:
+        await asyncio.sleep(POLL_S)
+        try:
+            state = await asyncio.to_thread(
+                _state, context.app_name, context.deployment, context.replica_id.unique_id
+            )
+        except (RayError, RuntimeError) as error:
+            logger.warning("the state of this replica cannot be read: %s", error)
+            continue
+        if state == ReplicaState.STOPPING:
+            logger.info("this replica is being stopped, live streams end at their next pause")
+            await then()
+            return
+
+
+def _state(application: str, deployment: str, replica: str) -> str | None:
+    client = _get_global_client()
+    assert client is not None, "a replica has a client"
+    details = client.get_serve_details()
+    replicas = details["applications"][application]["deployments"][deployment]["replicas"]
+    return next((r["state"] for r in replicas if r["replica_id"] == replica), None)

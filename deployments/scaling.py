@@ -1,0 +1,34 @@
+"""How many recogniser replicas live streams need.
+
+Serve copies this module into its controller by value, so it imports nothing of the project.
+"""
+
+import math
+from typing import Any
+
+from ray.serve.config import AutoscalingContext
+
+LAG_LIMIT_S = 0.5
+"""Seconds that audio may wait for its words before one more replica is wanted."""
+
+
+class FollowStreams:
+    """An autoscaling policy: a replica per ``target_streams``, one more while one lags behind.
+
+    It looks at what ``record_autoscaling_stats`` of the replicas gave: ``streams`` and ``lag_s``.
+    Serve keeps the result within the deployment's bounds and delays.
+    """
+
+    def __init__(self, target_streams: float) -> None:
+        self._target_streams = target_streams
+
+    def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        stats = context.aggregated_metrics or {}
+        streams = stats.get("streams", {}).values()
+        lags_s = stats.get("lag_s", {}).values()
+        if not streams:
+            return context.target_num_replicas, {}
+        wanted = math.ceil(sum(streams) / self._target_streams)
+        if max(lags_s, default=0.0) > LAG_LIMIT_S:
+            wanted = max(wanted, context.current_num_replicas + 1)
+        return wanted, {}

@@ -1,0 +1,104 @@
+"""Micro-batches: one thread works, and what comes meanwhile waits and goes into it together."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Generic, TypeVar
+
+from speech.errors import Cancelled, Overloaded
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class MicroBatcher(Generic[T, R]):
+    """Awaits ``run`` for single items, and calls it with many.
+
+    ``run`` maps items to results of the same number and order, in a thread that nothing else uses;
+    an exception among the results fails its item alone, one that is raised fails the batch. It is
+    called with all that waits, at most ``max_batch`` items, as soon as it has returned from the
+    batch before and ``tick_s`` seconds have gone by since that began. A longer tick makes batches
+    larger and answers later. For one event loop at a time.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[T]], Sequence[R | Exception]],
+        *,
+        max_batch: int,
+        tick_s: float = 0.0,
+        max_waiting: int = 1024,
+    ) -> None:
+        self._run = run
+        self._max_batch = max_batch
+        self._tick_s = tick_s
+        self._max_waiting = max_waiting
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
+        self._waiting: dict[asyncio.Future[R], T] = {}  # in the order of their coming
+        self._worker: asyncio.Task[None] | None = None
+        self._began = float("-inf")
+        self._closed = False
+
+    async def submit(self, item: T) -> R:
+        """The result of one item; cancelled before it ran, it never runs.
+
+        Raises Overloaded when ``max_waiting`` items wait already, Cancelled after :meth:`close`,
+        and what ``run`` says of the item.
+        """
+        if self._closed:
+            raise Cancelled("nobody works here any more")
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded(f"{len(self._waiting)} pieces of work wait already")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._waiting[future] = item
+        if self._worker is None:
+            self._worker = loop.create_task(self._work())
+        try:
+            return await future
+        finally:
+            self._waiting.pop(future, None)
+
+    def close(self) -> None:
+        """Fail what waits with Cancelled and end the thread after the batch that it works on."""
+        self._closed = True
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(Cancelled("the work was given up"))
+        self._waiting.clear()
+        self._thread.shutdown(wait=False)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting:
+                # Even without a tick to wait for: tasks that are ready now get to submit theirs.
+                await asyncio.sleep(self._began + self._tick_s - loop.time())
+                batch = dict(islice(self._waiting.items(), self._max_batch))
+                for future in batch:
+                    del self._waiting[future]
+                # A future is cancelled before its awaiting task hears of it.
+                batch = {future: item for future, item in batch.items() if not future.done()}
+                if batch:
+                    self._began = loop.time()
+                    await self._finish(batch)
+        finally:
+            self._worker = None
+
+    async def _finish(self, batch: dict[asyncio.Future[R], T]) -> None:
+        loop = asyncio.get_running_loop()
+        outcomes: Sequence[R | Exception]
+        try:
+            outcomes = await loop.run_in_executor(self._thread, self._run, list(batch.values()))
+            if len(outcomes) != len(batch):
+                raise RuntimeError(f"{len(outcomes)} results for {len(batch)} items")
+        except Exception as error:
+            outcomes = [error] * len(batch)
+        for future, outcome in zip(batch, outcomes, strict=True):
+            if future.done():  # cancelled meanwhile
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)

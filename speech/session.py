@@ -1,0 +1,587 @@
+"""A live stream as a state machine: audio and commands in, events out.
+
+Everything is placed on the sample clock: what is recognised does not depend on how the audio was
+chunked or how fast it came. One task hears (voice activity, utterances, partials), one finishes
+utterances in their order; both are bounded, and what they cannot take waits in the inbox, which
+refuses more than its bound. The session is the truth of the stream: recognisers may die and come
+back behind their ports.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from speech.agreement import Agreement, next_pass_s
+from speech.audio import SAMPLE_RATE, Audio, Samples
+from speech.endpointing import (
+    Endpointer,
+    EndpointOptions,
+    PauseCutter,
+    Segmenter,
+    SpeechEnd,
+    SpeechStart,
+    Utterance,
+)
+from speech.errors import SpeechError, StreamTooLong, TooFarAhead
+from speech.events import Event, EventLog, Kind
+from speech.intake import Intake
+from speech.ports import (
+    DecodedAudio,
+    EmotionClassifier,
+    EmotionOptions,
+    RecognizerStream,
+    SpeakerEmbedder,
+    StreamingRecognizer,
+    TranscribeOptions,
+    Transcriber,
+    VoiceActivity,
+)
+from speech.speakers import OnlineSpeakers
+from speech.tape import Tape
+from speech.transcript import Scores, Span, Word
+
+log = logging.getLogger(__name__)
+
+Command = Literal["finalize", "drain", "end"]
+
+BLOCK_S = 4.0
+"""A stream that is behind is heard in blocks of this many seconds, with a partial for each."""
+_BLOCK_BYTES = round(BLOCK_S * SAMPLE_RATE * 2)
+WAITING_FINALS = 4
+"""Utterances that wait to be finished; the stream is not heard further beyond that."""
+
+
+@dataclass(frozen=True, slots=True)
+class PcmFormat:
+    """How the client sends plain samples."""
+
+    sample_rate: int
+    sample_bytes: int
+    channels: int = 1
+
+    def seconds(self, size: int) -> float:
+        """Length of the whole samples in so many bytes."""
+        return size // (self.sample_bytes * self.channels) / self.sample_rate
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What one stream asks for.
+
+    ``model`` makes the finals, and also the partials where no ``partial_model`` is named; the two
+    flags say which of them are frame-synchronous. With ``cut_in_pauses`` nothing is endpointed:
+    the whole audio is recognised in pieces of at most ``endpointing.max_utterance_s``.
+    ``progress_s`` is how often, in seconds of the stream, it is said how far it was heard;
+    ``pcm`` is None where the audio comes in a container.
+    """
+
+    model: str
+    streaming: bool
+    partial_model: str | None = None
+    partials: bool = True
+    cut_in_pauses: bool = False
+    endpointing: EndpointOptions = field(default_factory=EndpointOptions)
+    transcribe: TranscribeOptions = field(default_factory=TranscribeOptions)
+    emotion_model: str | None = None
+    speakers: bool = False
+    progress_s: float | None = None
+    pcm: PcmFormat | None = None
+
+    @property
+    def stream_model(self) -> str | None:
+        """The frame-synchronous model that hears the stream."""
+        return self.model if self.streaming else self.partial_model
+
+
+@dataclass(slots=True)
+class Pending:
+    """Audio that waits in the inboxes of all streams of a process, bytes."""
+
+    max_bytes: int
+    used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """Bounds of one stream; ``pending`` is shared with the others."""
+
+    max_pending_bytes: int = 128 * 1024**2
+    max_stream_s: float = 3 * 3600.0
+    pending: Pending = field(default_factory=lambda: Pending(512 * 1024**2))
+
+
+@dataclass(frozen=True, slots=True)
+class LivePorts:
+    """The models behind live streams; ``observe_lag`` is told how late each final was."""
+
+    voice_activity: Callable[[EndpointOptions], VoiceActivity]
+    streaming: StreamingRecognizer | None
+    transcriber: Transcriber
+    emotions: EmotionClassifier | None = None
+    embedder: SpeakerEmbedder | None = None
+    observe_lag: Callable[[float], None] = lambda seconds: None
+
+
+class LiveSession:
+    """One stream from its first byte to its last event.
+
+    ``run`` is its life; ``offer``, ``finalize`` and ``end`` feed it and never wait; ``events``
+    follows it. ``first_seq`` and ``offset_s`` continue a stream whose earlier part was heard by a
+    session that is gone.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        options: SessionOptions,
+        ports: LivePorts,
+        intake: Intake,
+        limits: SessionLimits | None = None,
+        *,
+        offset_s: float = 0.0,
+        first_seq: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.id = session_id
+        self.options = options
+        self._ports = ports
+        self._intake = intake
+        self._limits = limits or SessionLimits()
+        self._offset_s = offset_s
+        self._clock = clock
+        self._inbox: deque[tuple[float, bytes | Command | Intake]] = deque()
+        self._pending_bytes = 0
+        self._offered = (offset_s, 0)
+        self._arrived = asyncio.Event()
+        self._log = EventLog(first_seq)
+        self._vad = ports.voice_activity(options.endpointing)
+        self._segmenter: Segmenter = (
+            PauseCutter(options.endpointing.max_utterance_s)
+            if options.cut_in_pauses
+            else Endpointer(options.endpointing)
+        )
+        self._tape = Tape()
+        self._arrivals: deque[tuple[int, float]] = deque()
+        self._stream: RecognizerStream | None = None
+        self._fed = 0
+        self._told_s = offset_s
+        self.heard_frames = 0
+        self._refused: SpeechError | None = None
+        self._freed = False
+        self._ending = False
+        self._utterance = 0
+        self._partial_text = ""
+        self._rerecognition: _Rerecognition | None = None
+        self._finals: asyncio.Queue[Callable[[], Any] | None] = asyncio.Queue(WAITING_FINALS)
+        self._speakers = OnlineSpeakers()
+
+    @property
+    def received_s(self) -> float:
+        """Seconds of the stream that were heard, those before this session included."""
+        return self._offset_s + len(self._tape) / SAMPLE_RATE
+
+    @property
+    def audio_from_s(self) -> float:
+        """Where in the stream the next audio belongs that the client sends."""
+        if self.options.pcm is None:
+            return self.received_s
+        from_s, size = self._offered
+        return from_s + self.options.pcm.seconds(size)
+
+    @property
+    def ending(self) -> bool:
+        """Whether the client has said that no audio follows."""
+        return self._ending
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last event is out."""
+        return self._log.closed
+
+    def offer(self, data: bytes) -> None:
+        """Take audio as the client sent it. Raises TooFarAhead, having taken nothing."""
+        bounds = self._limits
+        if self._pending_bytes + len(data) > bounds.max_pending_bytes:
+            raise TooFarAhead(
+                f"more than {bounds.max_pending_bytes} bytes of this stream wait to be recognised"
+            )
+        if bounds.pending.used + len(data) > bounds.pending.max_bytes:
+            raise TooFarAhead("too much audio of all streams waits to be recognised")
+        if not self._freed:
+            self._waits(len(data))
+            self._offered = (self._offered[0], self._offered[1] + len(data))
+            self._put(data)
+
+    def change_intake(self, intake: Intake) -> None:
+        """What follows begins anew, in another encoding or after a dropped socket."""
+        self._offered = (self.audio_from_s, 0)
+        self._put(intake)
+
+    def finalize(self) -> None:
+        """End the utterance that is going on as if a pause had been heard."""
+        self._put("finalize")
+
+    def drain(self) -> None:
+        """End as soon as all was heard that came, and nobody speaks."""
+        self._put("drain")
+
+    def end(self) -> None:
+        """No audio follows: finish what was heard, then say ``done``."""
+        self._ending = True
+        self._put("end")
+
+    async def events(self, after: int = 0) -> AsyncIterator[Event]:
+        """Events with a ``seq`` above ``after``, as they happen; ends with ``done``.
+
+        A partial or progress that was overtaken before it could be taken is left out.
+        Raises Overloaded when events that must not be lost are gone.
+        """
+        async for event in self._log.follow(after):
+            yield event
+
+    async def run(self) -> None:
+        """Hear the stream until its end; a failure becomes an ``error`` event, then ``done``.
+
+        Cancelling it frees everything that the stream holds.
+        """
+        finisher = asyncio.create_task(self._finish_utterances())
+        try:
+            if self.options.stream_model is not None:
+                assert self._ports.streaming is not None, "a model is named where one is served"
+                self._stream = await self._ports.streaming.open(
+                    self.options.stream_model, self.options.transcribe.hotwords
+                )
+            hearing = asyncio.create_task(self._hear())
+            try:
+                await asyncio.wait({hearing, finisher}, return_when=asyncio.FIRST_COMPLETED)
+                if hearing.done():
+                    hearing.result()
+                await finisher
+            finally:
+                await _cancelled(hearing)
+        except SpeechError as error:
+            self._refused = error
+        except Exception:
+            log.exception("live session %s failed", self.id)
+            self._refused = SpeechError("internal error")
+        finally:
+            await _cancelled(finisher)
+            await self._free()
+        end = len(self._tape)
+        if self._refused is not None:
+            self._say("error", end, end, text=self._refused.message, code=self._refused.code)
+        self._say("done", end, end)
+        self._log.close()
+
+    async def _free(self) -> None:
+        self._freed = True
+        self._inbox.clear()
+        self._waits(-self._pending_bytes)
+        if self._rerecognition is not None:
+            await self._rerecognition.stop()
+        if self._stream is not None:
+            with contextlib.suppress(SpeechError):
+                await self._stream.close()
+        await self._intake.close()
+
+    def _put(self, item: bytes | Command | Intake) -> None:
+        self._inbox.append((self._clock(), item))
+        self._arrived.set()
+
+    async def _hear(self) -> None:
+        draining = False
+        while not (draining and self._at_rest):
+            arrived, item, frames = await self._next()
+            if item == "finalize":
+                await self._finalize()
+            elif item == "drain":
+                draining = True
+            elif item == "end":
+                await self._take(await self._intake.flush(), arrived)
+                break
+            elif isinstance(item, bytes):
+                await self._take(await self._intake.feed(item), arrived)
+                self.heard_frames += frames
+                self._say_progress()
+            else:
+                await self._take(await self._intake.flush(), arrived)
+                await self._intake.close()
+                self._intake = item
+            if self._refused is not None:
+                break
+        await self._finalize()
+        await self._finals.put(None)
+
+    @property
+    def _at_rest(self) -> bool:
+        """Whether nothing would be lost or cut if the stream ended here."""
+        silent = self._segmenter.begin is None or self.options.cut_in_pauses
+        return silent and not self._inbox
+
+    async def _next(self) -> tuple[float, bytes | Command | Intake, int]:
+        """What the client sent next; audio that waits comes in one piece, up to a block.
+
+        Also when it came, and how many frames of the client it is.
+        """
+        while not self._inbox:
+            self._arrived.clear()
+            await self._arrived.wait()
+        arrived, item = self._inbox.popleft()
+        if not isinstance(item, bytes):
+            return arrived, item, 0
+        pieces, size = [item], len(item)
+        while self._inbox and size < _BLOCK_BYTES:
+            following = self._inbox[0][1]
+            if not isinstance(following, bytes):
+                break
+            arrived = self._inbox.popleft()[0]
+            pieces.append(following)
+            size += len(following)
+        self._waits(-size)
+        return arrived, b"".join(pieces), len(pieces)
+
+    def _say_progress(self) -> None:
+        every_s = self.options.progress_s
+        if every_s is not None and self.received_s - self._told_s >= every_s:
+            self._told_s = self.received_s
+            self._say("progress", len(self._tape), len(self._tape))
+
+    def _waits(self, size: int) -> None:
+        self._pending_bytes += size
+        self._limits.pending.used += size
+
+    async def _take(self, samples: Samples, arrived: float) -> None:
+        room = round(self._limits.max_stream_s * SAMPLE_RATE) - len(self._tape)
+        if len(samples) > room:
+            longest = self._limits.max_stream_s
+            self._refused = StreamTooLong(f"a stream has at most {longest:g} seconds")
+            samples = samples[:room]
+        block = round(BLOCK_S * SAMPLE_RATE)
+        for first in range(0, len(samples), block):
+            piece = samples[first : first + block]
+            self._tape.append(piece)
+            self._arrivals.append((len(self._tape), arrived))
+            probabilities = await self._vad.feed(piece)
+            for mark in self._segmenter.feed(probabilities.tolist()):
+                await self._follow(mark)
+            await self._hear_utterance()
+            self._forget()
+
+    async def _finalize(self) -> None:
+        for mark in self._segmenter.finish(len(self._tape)):
+            await self._follow(mark)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what no utterance can reach any more."""
+        self._tape.drop(self._segmenter.keep_from)
+        while self._arrivals and self._arrivals[0][0] <= self._segmenter.keep_from:
+            self._arrivals.popleft()
+
+    async def _follow(self, mark: SpeechStart | Utterance | SpeechEnd) -> None:
+        match mark:
+            case SpeechStart(at, begin):
+                self._fed = begin
+                self._say("speech_start", at, at, utterance=self._utterance)
+            case SpeechEnd(at):
+                self._say("speech_end", at, at, utterance=self._utterance)
+            case Utterance():
+                await self._end_utterance(mark)
+
+    async def _hear_utterance(self) -> None:
+        """Partials of the utterance that is going on."""
+        begin = self._segmenter.begin
+        if begin is None or self.options.cut_in_pauses:
+            return
+        if self._stream is not None:
+            until = len(self._tape)
+            if until == self._fed:
+                return
+            words = await self._stream.feed(self._tape.cut(self._fed, until))
+            self._fed = until
+            if self.options.partials:
+                self._say_partial(self._utterance, begin, until, words)
+        elif self.options.partials:
+            if self._rerecognition is None:
+                self._rerecognition = _Rerecognition(self, self._utterance, begin)
+            self._rerecognition.heard(len(self._tape))
+
+    async def _end_utterance(self, mark: Utterance) -> None:
+        number, self._utterance = self._utterance, self._utterance + 1
+        self._partial_text = ""
+        heard: tuple[Word, ...] | None = None
+        if self._stream is not None and not self.options.cut_in_pauses:
+            if self._fed < mark.end:
+                await self._stream.feed(self._tape.cut(self._fed, mark.end))
+            words = await self._stream.finish()
+            self._fed = mark.end
+            if self.options.streaming:
+                heard = _before(words, mark)
+        agreement: Agreement | None = None
+        if self._rerecognition is not None:
+            agreement = await self._rerecognition.stop()
+            self._rerecognition = None
+        samples = self._tape.cut(mark.begin, mark.end)
+        arrived = self._arrival(mark.end)
+        await self._finals.put(
+            lambda: self._final(number, mark, samples, heard, agreement, arrived)
+        )
+
+    async def _finish_utterances(self) -> None:
+        while (job := await self._finals.get()) is not None:
+            await job()
+
+    async def _final(
+        self,
+        number: int,
+        mark: Utterance,
+        samples: Samples,
+        heard: tuple[Word, ...] | None,
+        agreement: Agreement | None,
+        arrived: float,
+    ) -> None:
+        words = heard
+        if words is None:
+            words = await self.recognise(samples) if mark.spoken else ()
+            if agreement is not None:
+                words = _before(agreement.final(words), mark)
+        emotion, speaker = await self._colour(samples) if words else (None, None)
+        self._say(
+            "final",
+            mark.begin,
+            mark.end,
+            arrived,
+            utterance=number,
+            text=_text(words),
+            words=self._placed(words, mark.begin),
+            emotion=emotion,
+            speaker=speaker,
+        )
+
+    async def recognise(self, samples: Samples) -> tuple[Word, ...]:
+        """Words of an utterance by the model of the finals, times in seconds of the utterance."""
+        audio = DecodedAudio(Audio(samples), len(samples) / SAMPLE_RATE)
+        options = replace(self.options.transcribe, model=self.options.model)
+        recognition = await self._ports.transcriber.transcribe(audio, options, None)
+        return tuple(word for segment in recognition.segments for word in segment.words)
+
+    async def _colour(self, samples: Samples) -> tuple[Scores | None, str | None]:
+        """How the utterance sounded, and who spoke."""
+        emotion: Scores | None = None
+        speaker: str | None = None
+        if self.options.emotion_model is not None and self._ports.emotions is not None:
+            seconds = len(samples) / SAMPLE_RATE
+            audio = DecodedAudio(Audio(samples), seconds)
+            (emotion,) = await self._ports.emotions.classify(
+                audio, [Span(0.0, seconds)], EmotionOptions(self.options.emotion_model, "sentence")
+            )
+        if self.options.speakers and self._ports.embedder is not None:
+            speaker = self._speakers.label(
+                await self._ports.embedder.embed(samples), len(samples) / SAMPLE_RATE
+            )
+        return emotion, speaker
+
+    def say_partial(self, utterance: int, begin: int, end: int, words: tuple[Word, ...]) -> None:
+        """A partial of an utterance, if it still goes on and says something new."""
+        if utterance == self._utterance:
+            self._say_partial(utterance, begin, end, words)
+
+    def _say_partial(self, number: int, begin: int, end: int, words: tuple[Word, ...]) -> None:
+        text = _text(words)
+        if text == self._partial_text:
+            return
+        self._partial_text = text
+        placed = self._placed(words, begin)
+        self._say("partial", begin, end, utterance=number, text=text, words=placed)
+
+    def part(self, begin: int, end: int) -> Samples:
+        """Samples of the stream that are still held."""
+        return self._tape.cut(begin, end)
+
+    def _placed(self, words: tuple[Word, ...], begin: int) -> tuple[Word, ...]:
+        at = self._offset_s + begin / SAMPLE_RATE
+        return tuple(replace(w, start=w.start + at, end=w.end + at) for w in words)
+
+    def _say(
+        self, kind: Kind, start: int, end: int, arrived: float | None = None, **more: Any
+    ) -> None:
+        if arrived is None:
+            arrived = self._arrival(end)
+        event = Event(
+            kind,
+            self._log.next_seq(),
+            self._offset_s + start / SAMPLE_RATE,
+            self._offset_s + end / SAMPLE_RATE,
+            lag_s=max(0.0, self._clock() - arrived),
+            **more,
+        )
+        self._log.add(event)
+        if kind == "final":
+            self._ports.observe_lag(event.lag_s)
+
+    def _arrival(self, position: int) -> float:
+        """When the sample before ``position`` was received."""
+        found = self._clock()
+        for until, arrived in reversed(self._arrivals):
+            if until < position:
+                break
+            found = arrived
+        return found
+
+
+class _Rerecognition:
+    """Partials of one utterance by recognising it again as it grows, one pass at a time."""
+
+    def __init__(self, session: LiveSession, utterance: int, begin: int) -> None:
+        self._session = session
+        self._utterance = utterance
+        self._begin = begin
+        self._agreement = Agreement()
+        self._next_s = next_pass_s(0.0)
+        self._pass: asyncio.Task[None] | None = None
+
+    def heard(self, until: int) -> None:
+        """Start another pass if the utterance has grown enough and none is running."""
+        seconds = (until - self._begin) / SAMPLE_RATE
+        if seconds < self._next_s or (self._pass is not None and not self._pass.done()):
+            return
+        self._next_s = next_pass_s(seconds)
+        samples = self._session.part(self._begin, until)
+        self._pass = asyncio.create_task(self._recognise(samples, until))
+
+    async def _recognise(self, samples: Samples, until: int) -> None:
+        try:
+            words = await self._session.recognise(samples)
+        except SpeechError as error:
+            # The final will say it if it stays so.
+            log.warning("live session %s: no partial: %s", self._session.id, error)
+            return
+        committed, tentative = self._agreement.update(words)
+        self._session.say_partial(self._utterance, self._begin, until, (*committed, *tentative))
+
+    async def stop(self) -> Agreement:
+        """Give up a pass that is running; what was committed so far."""
+        if self._pass is not None:
+            await _cancelled(self._pass)
+        return self._agreement
+
+
+async def _cancelled(task: "asyncio.Task[Any]") -> None:
+    """Cancel a task and wait until it is gone."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _before(words: tuple[Word, ...], mark: Utterance) -> tuple[Word, ...]:
+    """The words that begin inside the utterance; a cut may lie before what was heard last."""
+    seconds = (mark.end - mark.begin) / SAMPLE_RATE
+    return tuple(w for w in words if w.start < seconds)
+
+
+def _text(words: tuple[Word, ...]) -> str:
+    return "".join(word.text for word in words).strip()

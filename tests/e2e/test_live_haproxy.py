@@ -1,0 +1,133 @@
+"""Live sockets behind HAProxy, which `serve_config.yaml` runs with."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from clients.live import LiveSession
+from tests.unit.heldout import clips
+
+pytestmark = pytest.mark.timeout(600)
+
+SESSIONS = 3
+ENVIRONMENT = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3900",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A small live graph behind HAProxy; its base URL, and its ingress scales with the sockets."""
+    config = yaml.safe_load((repository / "configs" / "demo.yaml").read_text(encoding="utf-8"))
+    args = config["applications"][0]["args"]
+    config["applications"][0]["args"] = {
+        "offline": True,
+        "ingress": {
+            "default_transcriber": "demo-vosk",
+            "resources": {"num_cpus": 0.1},
+            "sessions": {"max_sessions": SESSIONS, "retention_s": 0},
+            "scaling": {
+                "max_replicas": 2,
+                "target_ongoing_requests": 1,
+                "upscale_delay_s": 0,
+                "look_back_period_s": 1,
+            },
+        },
+        "decoder": args["decoder"],
+        "vosk": {**args["vosk"], "preload": ["demo-vosk"]},
+        "live": args["live"],
+    }
+    path = tmp_path_factory.mktemp("config") / "live.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "graphs.launch", str(path)],
+        cwd=repository,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **ENVIRONMENT},
+    )
+    assert process.stdout is not None
+    try:
+        found = (re.match(r"\s+service\s+(http://\S+)", line) for line in process.stdout)
+        yield next(match[1] for match in found if match)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def audio(demo_audio: Path) -> bytes:
+    """Some seconds of speech as PCM16."""
+    joined = np.concatenate([clip.samples for clip in clips(demo_audio, count=2)])
+    return (joined * 32767).astype("<i2").tobytes()
+
+
+def sockets(service: str, path: str) -> str:
+    return service.replace("http://", "ws://") + path
+
+
+async def hear(service: str, audio: bytes) -> str:
+    async with LiveSession(sockets(service, "/v1/ws")) as session:
+        await session.send(audio)
+        await session.finish()
+        return " ".join([e["text"] async for e in session if e["type"] == "final"])
+
+
+def test_haproxy_answers(service: str) -> None:
+    assert httpx.get(f"{service}/health").json()["status"] == "ok"
+
+
+async def test_a_stream_ends_with_its_finals_and_1000(service: str, audio: bytes) -> None:
+    async with connect(sockets(service, "/ws"), max_size=None) as socket:
+        await socket.send(json.dumps({"config": {"sample_rate": 16000}}))
+        await socket.send(audio)
+        await socket.send(json.dumps({"eof": 1}))
+        said = [json.loads(text) async for text in socket]
+    assert socket.close_code == 1000
+    assert [answer["last_message"] for answer in said][-1] is True
+    assert await hear(service, audio)
+
+
+async def test_a_scale_up_of_the_ingress_cuts_no_live_socket(service: str, audio: bytes) -> None:
+    """Every replica of the ingress starts another HAProxy; sockets stay with the old one."""
+    expected = await hear(service, audio)
+    path = sockets(service, "/v1/ws")
+    async with connect(path) as early:
+        await early.send(json.dumps({"type": "start"}))
+        await early.recv()
+        await early.send(audio[: len(audio) // 4 * 2])
+        refusals = []
+        async with asyncio.timeout(120):
+            others = []
+            while len(others) < SESSIONS + 1:  # more than one replica takes
+                try:
+                    others.append(await connect(path))
+                except InvalidStatus as full:
+                    refusals.append(full.response)
+                    await asyncio.sleep(0.5)
+        assert refusals
+        assert {answer.status_code for answer in refusals} == {503}
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refusals)
+        for other in others:
+            await other.close()
+        await early.send(audio[len(audio) // 4 * 2 :])
+        await early.send(json.dumps({"type": "end"}))
+        events = [json.loads(text) async for text in early]
+    assert early.close_code == 1000
+    assert " ".join(e["text"] for e in events if e["type"] == "final") == expected
