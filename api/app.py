@@ -6,7 +6,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from api import health, live, models, process, vosk
+from api import health, live, models, openai, process, vosk
 from api.errors import ErrorBoundary, ErrorShapes
 from api.limits import FORM_LIMITS, BodyLimit, heavy_route
 from api.request_id import RequestId
@@ -28,7 +28,11 @@ def make_app(
     ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
     The assets of ``/docs`` are local: the page works without the internet.
     """
-    shapes = ErrorShapes(process.ERROR_SHAPES)
+    shapes = ErrorShapes({**process.ERROR_SHAPES, **openai.ERROR_SHAPES, **models.ERROR_SHAPES})
+    upload_bounds = {
+        "": settings.max_upload_bytes,
+        openai.PREFIX: min(settings.max_upload_bytes, settings.max_openai_upload_bytes),
+    }
     app = FastAPIOffline(
         docs_url="/docs",
         redoc_url=None,
@@ -40,7 +44,7 @@ def make_app(
         middleware=[
             Middleware(RequestId, server_echoes=server_echoes_request_id),
             Middleware(ErrorBoundary, shapes=shapes),
-            Middleware(BodyLimit, max_bytes=settings.max_upload_bytes),
+            Middleware(BodyLimit, max_bytes=upload_bounds),
         ],
         exception_handlers={
             HTTPException: shapes.on_http_exception,
@@ -49,7 +53,8 @@ def make_app(
     )
     heavy = heavy_route(settings.max_concurrent_requests, settings.request_timeout_s)
     app.include_router(process.router(service, heavy))
-    app.include_router(models.router(service))
+    app.include_router(openai.router(service, settings.openai_aliases, heavy))
+    app.include_router(models.router(service, settings.openai_aliases))
     app.include_router(health.router(service, version))
     app.include_router(live.router(streams))
     app.include_router(vosk.router(streams))

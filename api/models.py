@@ -1,14 +1,17 @@
 """Which models are served and which are loaded: OpenAI's list shape, and the cache of models."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, NotRequired
 
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
-from api.errors import responses
+from api.errors import Problem, Say, responses
+from api.openai_errors import error_object
 from api.service import SpeechService
 from configs.catalogue import ModelEntry
 
@@ -50,13 +53,33 @@ class CacheEntry(TypedDict):
     replica: NotRequired[str]
 
 
-def router(service: SpeechService) -> APIRouter:
-    """Routes of the model list and the model cache."""
+def _say_both(problem: Problem) -> Response:
+    """The shape of the v1 API with OpenAI's error object beside it: clients of both come here."""
+    code = "model_not_found" if problem.status == 404 else problem.code
+    body = {
+        "detail": problem.detail,
+        "code": problem.code,
+        "error": error_object(replace(problem, code=code)),
+    }
+    return JSONResponse(body, problem.status, headers=problem.headers)
+
+
+ERROR_SHAPES: Mapping[str, Say] = {"/v1/models": _say_both}
+
+
+def router(service: SpeechService, aliases: Mapping[str, str | None]) -> APIRouter:
+    """Routes of the model list and the model cache; ``aliases`` are OpenAI's names, None means the
+    default recogniser.
+    """
     routes = APIRouter(tags=["models"])
     started_at = int(time.time())
 
     async def loaded_ids() -> set[str]:
         return {row["model_name"] for row in await service.cache_stats()}
+
+    def find(name: str) -> ModelEntry | None:
+        meant = aliases.get(name, name)
+        return service.catalogue.find(meant or service.default_models["transcribe"])
 
     def describe(entry: ModelEntry, loaded: set[str]) -> Model:
         repo = entry.source.repo
@@ -65,7 +88,9 @@ def router(service: SpeechService) -> APIRouter:
             "object": "model",
             "created": started_at,
             "owned_by": repo.split("/")[0] if repo else "speechgraph",
-            "aliases": list(entry.aliases),
+            "aliases": list(
+                dict.fromkeys([*entry.aliases, *(a for a in aliases if find(a) is entry)])
+            ),
             "family": entry.family,
             "languages": list(entry.languages),
             "licence": entry.licence,
@@ -93,7 +118,7 @@ def router(service: SpeechService) -> APIRouter:
         responses=responses(404, 422, 500, 503),
     )
     async def get_model(name: str) -> JSONResponse:
-        entry = service.catalogue.find(name)
+        entry = find(name)
         if entry is None or entry.family not in service.families:
             raise HTTPException(404, f"Model '{name}' is not served here.")
         return JSONResponse(describe(entry, await loaded_ids()))

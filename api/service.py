@@ -1,13 +1,13 @@
 """What the dialects ask of the service behind them; in production the ingress, in tests a fake."""
 
-from collections.abc import Mapping, Set
+from collections.abc import AsyncGenerator, Mapping, Set
 from dataclasses import replace
 from typing import Any, Protocol
 
 from configs.catalogue import Catalogue, Family
 from speech.errors import InvalidRequest, ModelNotFound, NotEnabled
 from speech.pipeline import ProcessOptions, Task
-from speech.transcript import Transcript
+from speech.transcript import Segment, Transcript
 
 FAMILIES: Mapping[Task, Set[Family]] = {
     "transcribe": {"whisper", "vosk"},
@@ -37,6 +37,15 @@ class SpeechService(Protocol):
 
     async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
         """Run the graph over one file. Raises the family of :mod:`speech.errors`."""
+        ...
+
+    def stream(
+        self, data: bytes, options: ProcessOptions
+    ) -> AsyncGenerator[Segment | Transcript, None]:
+        """The segments of one file as they are heard, then its transcript, as the graph does it.
+
+        Raises what :meth:`process` raises. Whoever stops early closes the generator.
+        """
         ...
 
     async def ready(self) -> Mapping[str, bool]:

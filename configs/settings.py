@@ -20,6 +20,17 @@ METRICS_ENVIRONMENT = {
 """For the environment of every node before Ray starts: Ray 2.60 reads the interval from there."""
 
 
+OPENAI_MODELS = (
+    "whisper-1",
+    "gpt-transcribe",
+    "gpt-4o-transcribe",
+    "gpt-4o-mini-transcribe",
+    "gpt-4o-mini-transcribe-2025-12-15",
+    "gpt-4o-transcribe-diarize",
+)
+"""Names that OpenAI's clients send; each means the default model unless the table says else."""
+
+
 class Strict(BaseModel):
     """Unknown fields are an error: Serve itself would take a misspelt one in silence."""
 
@@ -189,6 +200,11 @@ class IngressSettings(Deployment):
         gt=0,
         description="Largest request body, bytes; a replica may hold one per request.",
     )
+    max_openai_upload_bytes: int = Field(
+        25 * 1024**2,
+        gt=0,
+        description="The same on OpenAI's routes, where it is OpenAI's own bound.",
+    )
     max_concurrent_requests: int = Field(
         32, ge=1, description="Requests processed at once per ingress replica; one more gets 503."
     )
@@ -196,6 +212,11 @@ class IngressSettings(Deployment):
         3600.0, gt=0, description="Longest request, answered with 504."
     )
     default_transcriber: str = Field(description="Catalogue id used when a request names no model.")
+    openai_aliases: dict[str, str | None] = Field(
+        default_factory=lambda: dict.fromkeys(OPENAI_MODELS),
+        description="What OpenAI's model names mean on its routes: a catalogue id, or null for the "
+        "default model of the task. It replaces the whole table.",
+    )
     sessions: SessionSettings = SessionSettings()
 
 

@@ -32,7 +32,7 @@ class ServedDecoder:
             raise UnsupportedAudio("this file crashes the audio decoder") from None
         assert isinstance(audio, Audio)
         kept = 1 if audio.channels is None else len(audio.channels)
-        return DecodedAudio(response, audio.duration, kept, audio.warnings)
+        return DecodedAudio(response, audio.duration, kept, audio.warnings, audio.mono)
 
 
 class ServedTranscriber:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Set
+from collections.abc import AsyncGenerator, Mapping, Set
 from typing import Any
 
 from ray import serve
@@ -15,7 +15,7 @@ from configs.catalogue import Catalogue, Family
 from deployments.metrics import observe_stage
 from deployments.ports import ServedDecoder, ServedDiarizer, ServedEmotions, ServedTranscriber
 from speech.pipeline import ProcessOptions, SpeechGraph, Task
-from speech.transcript import Transcript
+from speech.transcript import Segment, Transcript
 
 logger = logging.getLogger("ray.serve")
 
@@ -75,6 +75,12 @@ class GraphService:
     async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
         """Run the graph on resolved models. Raises the family of :mod:`speech.errors`."""
         return await self._graph.process(data, options)
+
+    def stream(
+        self, data: bytes, options: ProcessOptions
+    ) -> AsyncGenerator[Segment | Transcript, None]:
+        """See :meth:`speech.pipeline.SpeechGraph.stream`."""
+        return self._graph.stream(data, options)
 
     async def ready(self) -> Mapping[str, bool]:
         """Whether each deployment that keeps replicas has one that runs with its models loaded."""

@@ -31,6 +31,9 @@ borders…"""
 FLIP_SHARE = 0.8
 """…and is taken for one when less than this share of it lies in its own speaker's turns."""
 
+SEEKS_PER_S = 100
+"""Whisper counts ``seek`` in frames of 10 ms."""
+
 SENTENCE_ENDS = (".", "?", "!", "…")
 
 
@@ -40,6 +43,23 @@ def join_channels(recognitions: Sequence[Recognition]) -> tuple[Segment, ...]:
         replace(segment, channel=channel)
         for channel, recognition in enumerate(recognitions)
         for segment in recognition.segments
+    )
+
+
+def later(segments: Iterable[Segment], seconds: float) -> tuple[Segment, ...]:
+    """Segments of a part of the file that begins at ``seconds``, with times of the file."""
+    return tuple(
+        replace(
+            segment,
+            start=segment.start + seconds,
+            end=segment.end + seconds,
+            words=tuple(
+                replace(word, start=word.start + seconds, end=word.end + seconds)
+                for word in segment.words
+            ),
+            seek=None if segment.seek is None else segment.seek + round(seconds * SEEKS_PER_S),
+        )
+        for segment in segments
     )
 
 

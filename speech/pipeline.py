@@ -5,12 +5,20 @@ decode → (transcribe ∥ diarize ∥ file-level emotion) → emotions of spans
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from speech import merge
+from speech.audio import SAMPLE_RATE, Audio
 from speech.errors import SpeechError
 from speech.ports import (
     DecodedAudio,
@@ -22,6 +30,7 @@ from speech.ports import (
     TranscribeOptions,
     Transcriber,
 )
+from speech.segmentation import pause_cuts
 from speech.transcript import (
     BranchError,
     Diarization,
@@ -36,6 +45,10 @@ K = TypeVar("K")
 T = TypeVar("T")
 Task = Literal["transcribe", "diarization", "emotion"]
 Stage = Literal["decode", "transcribe", "diarization", "emotion", "merge"]
+
+STREAM_WINDOW_S = 30.0
+"""What :meth:`SpeechGraph.stream` has recognised at once: Whisper hears as much in one pass, and
+more would only keep the caller waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +146,64 @@ class SpeechGraph:
         if emotions is None and "emotion" in options.tasks and options.emotion.level != "file":
             emotions = await self._emotions_of_spans(run, audio, segments, diarization)
         return self._transcript(run, audio, recognitions, segments, diarization, emotions)
+
+    async def stream(
+        self, data: bytes, options: ProcessOptions
+    ) -> AsyncGenerator[Segment | Transcript, None]:
+        """The segments of a file one by one as they are heard, then its transcript.
+
+        The mono mix is recognised in windows cut in pauses, one after the other as the caller asks
+        for more; the options hold for each window. The speakers of all segments are found
+        beforehand, emotions are in the transcript alone. A language that was not named is the one
+        of the first window in which somebody speaks. Raises the first error, whatever
+        ``partial_results`` says; closing the generator cancels what runs.
+        """
+        options = replace(options, partial_results=False)
+        run = _Run(options, self._observe)
+        with run.stage("decode"):
+            audio = await self._decoder.decode(data, keep_channels=False)
+        run.warnings += audio.warnings
+        speakers: asyncio.Task[Diarization | None] | None = None
+        if "diarization" in options.tasks:
+            diarize = replace(options.diarize, stereo_mode=False)
+            turns = self._diarizer.diarize(audio, diarize)
+            speakers = asyncio.create_task(run.branch("diarization", turns))
+        recognitions: list[Recognition] = []
+        diarization: Diarization | None = None
+        try:
+            async for heard in self._recognise_windows(run, audio):
+                if speakers is not None:
+                    diarization = await speakers
+                segments = self._merge_words(run, [heard], diarization) or ()
+                recognitions.append(replace(heard, segments=segments))
+                for segment in segments:
+                    yield segment
+        finally:
+            if speakers is not None:
+                speakers.cancel()
+                await asyncio.gather(speakers, return_exceptions=True)
+        found = tuple(segment for heard in recognitions for segment in heard.segments)
+        emotions = None
+        if "emotion" in options.tasks:
+            emotions = await self._emotions_of_spans(run, audio, found, diarization)
+        yield self._transcript(run, audio, recognitions, found, diarization, emotions)
+
+    async def _recognise_windows(
+        self, run: _Run, audio: DecodedAudio
+    ) -> AsyncGenerator[Recognition, None]:
+        """What is heard in each window, with times of the file."""
+        options = run.options.transcribe
+        samples = audio.samples
+        assert samples is not None, "a decoder leaves the samples within reach"
+        for start, end in await asyncio.to_thread(pause_cuts, samples, STREAM_WINDOW_S):
+            cut = Audio(samples).cut(start, end)
+            window = DecodedAudio(Audio(cut), len(cut) / SAMPLE_RATE)
+            work = self._transcriber.transcribe(window, options, None)
+            heard = await run.branch("transcribe", work)
+            assert heard is not None, "an error was raised"
+            if heard.segments and not options.multilingual:
+                options = replace(options, language=options.language or heard.language)
+            yield replace(heard, segments=merge.later(heard.segments, start))
 
     async def _side_by_side(
         self, run: _Run, audio: DecodedAudio, stereo: bool

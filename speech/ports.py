@@ -24,13 +24,15 @@ class DecodedAudio:
     """Audio that was decoded once; ``content`` is what the other ports take.
 
     In process ``content`` is a :class:`speech.audio.Audio`, in service a reference to one.
-    ``channels`` counts the channels that were kept: 1 when only the mono mix was.
+    ``channels`` counts the channels that were kept: 1 when only the mono mix was. ``samples`` is
+    the mono mix within reach of the caller, for whoever cuts it; a decoder always gives it.
     """
 
     content: Any
     duration: float
     channels: int = 1
     warnings: tuple[str, ...] = ()
+    samples: Samples | None = None
 
 
 @dataclass(frozen=True, slots=True)

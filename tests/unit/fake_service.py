@@ -1,6 +1,6 @@
 """A service that records what the dialects ask of it, and a client of its web app."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -15,7 +15,7 @@ from speech.endpointing import EndpointOptions
 from speech.pipeline import ProcessOptions, Task
 from speech.ports import Transcriber, VoiceActivity
 from speech.session import LivePorts
-from speech.transcript import Transcript
+from speech.transcript import Segment, Transcript
 
 
 def model(id: str, family: Family, **fields: Any) -> dict[str, Any]:
@@ -62,6 +62,8 @@ class FakeService:
         }
         self.answer: Transcript | Exception | Callable[[], Awaitable[Transcript]] = Transcript(1.0)
         self.calls: list[tuple[bytes, ProcessOptions]] = []
+        self.before_segment: Callable[[int], Awaitable[None]] = AsyncMock()
+        """Awaited before each segment of a stream is heard, with its number."""
         self.deployments = {"Decoder": True, "Whisper": True}
         self.loaded: list[dict[str, Any]] = []
 
@@ -70,6 +72,15 @@ class FakeService:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer if isinstance(self.answer, Transcript) else await self.answer()
+
+    async def stream(
+        self, data: bytes, options: ProcessOptions
+    ) -> AsyncGenerator[Segment | Transcript, None]:
+        transcript = await self.process(data, options)
+        for number, segment in enumerate(transcript.segments or ()):
+            await self.before_segment(number)
+            yield segment
+        yield transcript
 
     async def ready(self) -> dict[str, bool]:
         return self.deployments

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech.merge import attribute, emotion_spans, join_channels, sentences, with_emotions
+from speech.merge import (
+    attribute,
+    emotion_spans,
+    join_channels,
+    later,
+    sentences,
+    with_emotions,
+)
 from speech.transcript import Diarization, EmotionSpan, Recognition, Segment, Span, Turn, Word
 
 
@@ -342,3 +349,10 @@ def test_the_mean_of_distributions_is_a_distribution(
         assert replace(got, emotion=None) == before
         if got.emotion:
             assert sum(got.emotion.values()) == pytest.approx(1.0)
+
+
+def test_a_part_of_the_file_is_moved_to_its_place_with_its_words() -> None:
+    part = Segment(0.5, 1.0, " Yes.", (Word(" Yes.", 0.5, 1.0, 0.9),), seek=50)
+    (moved,) = later([part], 30.0)
+    assert moved == Segment(30.5, 31.0, " Yes.", (Word(" Yes.", 30.5, 31.0, 0.9),), seek=3050)
+    assert later([Segment(0.0, 1.0, " No.")], 1.0) == (Segment(1.0, 2.0, " No."),)

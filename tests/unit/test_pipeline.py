@@ -5,12 +5,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 
+from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, UnsupportedAudio
-from speech.pipeline import ProcessOptions, SpeechGraph, Task
-from speech.ports import DecodedAudio, DiarizeOptions, EmotionLevel, EmotionOptions
-from speech.transcript import Diarization, Recognition, Scores, Segment, Span, Turn, Word
+from speech.pipeline import STREAM_WINDOW_S, ProcessOptions, SpeechGraph, Task
+from speech.ports import (
+    DecodedAudio,
+    DiarizeOptions,
+    EmotionLevel,
+    EmotionOptions,
+    TranscribeOptions,
+)
+from speech.transcript import (
+    Diarization,
+    Recognition,
+    Scores,
+    Segment,
+    Span,
+    Transcript,
+    Turn,
+    Word,
+)
 
 HELLO = Segment(
     0.0, 2.0, " Hello there. Bye.",
@@ -20,25 +37,37 @@ TURNS = (Turn(0.0, 1.0, "SPEAKER_00"), Turn(1.4, 2.0, "SPEAKER_01"))
 CALM: Scores = {"angry": 0.0, "sad": 0.0, "neutral": 1.0, "positive": 0.0}
 
 
+def noise(seconds: float) -> Samples:
+    """Equally loud everywhere, but for a pause of half a second at 20 s, 40 s, 60 s, …"""
+    samples = np.ones(round(seconds * SAMPLE_RATE), np.float32)
+    for at in range(20, int(seconds), 20):
+        samples[at * SAMPLE_RATE :][: SAMPLE_RATE // 2] = 0
+    return samples
+
+
 @dataclass
 class Models:
     """All four ports; each records its calls, can fail, and can be made to wait."""
 
     channels: int = 1
+    seconds: float = 2.0
     failing: dict[str, Exception] = field(default_factory=dict)
     hanging: frozenset[str] = frozenset()
     calls: list[tuple[str, Any]] = field(default_factory=list)
+    windows: list[tuple[float, TranscribeOptions]] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
     together: set[frozenset[str]] = field(default_factory=set)
 
     async def decode(self, data: bytes, keep_channels: bool) -> DecodedAudio:
         await self._work("decode", keep_channels)
-        return DecodedAudio(data, 2.0, self.channels if keep_channels else 1, ("odd file",))
+        kept = self.channels if keep_channels else 1
+        return DecodedAudio(data, self.seconds, kept, ("odd file",), noise(self.seconds))
 
     async def transcribe(
-        self, audio: DecodedAudio, options: Any, channel: int | None
+        self, audio: DecodedAudio, options: TranscribeOptions, channel: int | None
     ) -> Recognition:
+        self.windows.append((audio.duration, options))
         await self._work("transcribe", channel)
         return Recognition((HELLO,), "en", 0.98)
 
@@ -230,3 +259,81 @@ async def test_every_stage_reports_its_seconds_to_the_answer_and_to_the_observer
         "decode", "transcribe", "diarization", "merge", "emotion",
     }  # fmt: skip
     assert all(seconds >= 0 for seconds in result.stage_seconds.values())
+
+
+# ---------------------------------------------------------------- a file as a stream
+
+
+async def test_a_stream_gives_the_segments_of_a_window_before_the_next_is_recognised() -> None:
+    models = Models(seconds=60.0)
+    stream = models.graph.stream(b"x", options("transcribe"))
+    first = await anext(stream)
+    assert first == HELLO
+    assert len(models.windows) == 1
+    assert [type(item) async for item in stream] == [Segment, Segment, Transcript]
+    assert len(models.windows) == 3
+
+
+async def test_the_windows_of_a_stream_are_cut_in_pauses_and_have_times_of_the_file() -> None:
+    models = Models(seconds=60.0)
+    *segments, transcript = [s async for s in models.graph.stream(b"x", options("transcribe"))]
+    assert isinstance(transcript, Transcript)
+    starts = [s.start for s in segments if isinstance(s, Segment)]
+    assert starts == pytest.approx([0.0, 20.25, 40.25], abs=0.25)
+    assert [s.words[0].start for s in segments if isinstance(s, Segment)] == starts
+    assert sum(seconds for seconds, _ in models.windows) == pytest.approx(60.0)
+    assert max(seconds for seconds, _ in models.windows) <= STREAM_WINDOW_S
+    assert transcript.segments == tuple(segments)
+    assert transcript.duration == 60.0
+    assert transcript.text == "Hello there. Bye. Hello there. Bye. Hello there. Bye."
+    assert transcript.warnings == ("odd file",)
+
+
+async def test_a_stream_keeps_the_language_that_was_heard_first() -> None:
+    models = Models(seconds=60.0)
+    *_, transcript = [s async for s in models.graph.stream(b"x", options("transcribe"))]
+    assert [options.language for _, options in models.windows] == [None, "en", "en"]
+    assert isinstance(transcript, Transcript)
+    assert transcript.language == "en"
+
+
+async def test_a_stream_knows_the_speakers_of_its_segments_and_in_the_end_the_emotions() -> None:
+    models = Models()
+    wanted = options("transcribe", "diarization", "emotion", level="speaker")
+    *segments, transcript = [item async for item in models.graph.stream(b"x", wanted)]
+    assert [s.speaker for s in segments if isinstance(s, Segment)] == ["SPEAKER_00", "SPEAKER_01"]
+    assert isinstance(transcript, Transcript)
+    assert transcript.turns == TURNS
+    assert transcript.emotions is not None
+    assert [e.speaker for e in transcript.emotions] == ["SPEAKER_00", "SPEAKER_01"]
+    assert transcript.segments is not None
+    assert all(s.emotion == CALM for s in transcript.segments)
+
+
+@pytest.mark.parametrize("branch", ["decode", "transcribe", "diarize", "classify"])
+async def test_a_stream_ends_with_the_error_of_any_branch(branch: str) -> None:
+    models = Models(failing={branch: EngineFailed(branch)})
+    wanted = options("transcribe", "diarization", "emotion", partial_results=True)
+    with pytest.raises(EngineFailed, match=branch):
+        [item async for item in models.graph.stream(b"x", wanted)]
+
+
+async def test_a_stream_that_is_given_up_cancels_what_runs() -> None:
+    models = Models(hanging=frozenset({"transcribe", "diarize"}))
+    stream = models.graph.stream(b"x", options("transcribe", "diarization"))
+    waiting = asyncio.create_task(anext(stream))
+    while models.running != {"transcribe", "diarize"}:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert models.cancelled == {"transcribe", "diarize"}
+
+
+async def test_a_stream_that_is_closed_recognises_no_more() -> None:
+    models = Models(seconds=60.0)
+    stream = models.graph.stream(b"x", options("transcribe", "diarization"))
+    await anext(stream)
+    await stream.aclose()
+    assert len(models.windows) == 1
+    assert not models.running
