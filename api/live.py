@@ -17,7 +17,7 @@ from api.sockets import Frame, Opening, code_of, converse
 from api.streams import LiveStreams, is_streaming
 from api.v1_request import MAX_ERROR_CHARS, ProcessRequest
 from speech.endpointing import EndpointOptions
-from speech.errors import InvalidRequest, SpeechError
+from speech.errors import InvalidRequest, Overloaded, SpeechError
 from speech.events import Event
 from speech.intake import intake
 from speech.ports import TranscribeOptions
@@ -158,7 +158,9 @@ class _Native:
         resume = start.resume
         running = self._live.sessions.find(resume.session) if resume else None
         heard_by = intake(start.encoding, start.sample_rate, start.channels)
-        if resume and running:
+        if resume and running and _knows_all(running, resume):
+            if running.options.pcm != _pcm(start):
+                raise InvalidRequest("resume: encoding, sample_rate and channels must stay")
             # What the client has not been told yet follows; its audio goes on where ours ends.
             running.change_intake(heard_by)
             return Opening(running, [self._ready(running, resume.seq, resumed=True)], resume.seq)
@@ -180,7 +182,9 @@ class _Native:
             fast = self._live.recogniser(start.partial_model, None)
             if not is_streaming(fast):
                 raise InvalidRequest(f"partial_model: '{fast.id}' is no streaming model")
-            partial_model = None if fast.id == entry.id else fast.id
+            if is_streaming(entry):
+                raise InvalidRequest(f"partial_model: '{entry.id}' makes its own partials")
+            partial_model = fast.id
         language = None if start.language in (None, "auto") else start.language.lower()
         return SessionOptions(
             model=entry.id,
@@ -254,7 +258,8 @@ class _Native:
         return [_json(**body)]
 
     def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:
-        return [_json(type="error", code=error.code, message=error.message)]
+        later = {"retry_after_s": error.retry_after_s} if isinstance(error, Overloaded) else {}
+        return [_json(type="error", code=error.code, message=error.message, **later)]
 
     def close_code(self, error: SpeechError) -> int:
         return code_of(error)
@@ -337,6 +342,11 @@ def router(live: LiveStreams) -> APIRouter:
         await converse(websocket, live, Live(live))
 
     return routes
+
+
+def _knows_all(session: LiveSession, resume: Resume) -> bool:
+    """Whether a session is as far as its client; else the client has been on elsewhere since."""
+    return session.last_seq >= resume.seq and session.audio_from_s >= resume.from_s - 0.001
 
 
 def _pcm(start: Start) -> PcmFormat | None:

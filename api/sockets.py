@@ -18,6 +18,8 @@ from speech.session import LiveSession
 NORMAL, GOING_AWAY, REFUSED, FAILED, TRY_LATER = 1000, 1001, 1008, 1011, 1013
 SUPERSEDED = 4001
 SEND_TIMEOUT_S = 20.0
+FLOW_CONTROL = "speechgraph.flow_control"
+"""Extension of the scope where frames that are not taken slow the client down."""
 
 Frame = str | bytes
 
@@ -140,6 +142,7 @@ class _Conversation:
         telling = asyncio.create_task(self._tell(opening))
         superseded = asyncio.create_task(owner.wait())
         tasks: set[asyncio.Task[object]] = {listening, telling, superseded}
+        refused: SpeechError | None = None
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if owner.is_set():
@@ -149,19 +152,28 @@ class _Conversation:
             else:
                 listening.result()
         except SpeechError as error:
-            await self._refuse(error, begun=True)
+            refused = error
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if refused is not None:
+            await self._refuse(refused, begun=True)
 
     async def _listen(self, opening: Opening, owner: asyncio.Event) -> None:
-        """Hand frames on until the client goes or comes anew; never waits for the session."""
+        """Hand frames on until the client goes or comes anew.
+
+        Waits for the session only where that slows the client down: elsewhere what is not taken
+        piles up in Serve, where nothing bounds it.
+        """
         session, frame = opening.session, opening.frame
+        slows_down = FLOW_CONTROL in self._websocket.scope.get("extensions", {})
         while not owner.is_set():
             if frame is not None:
                 for text in self._dialect.hear(frame, session):
                     await self._send(text)
+            if slows_down:
+                await session.room()
             try:
                 frame = await self._next(self._live.settings.idle_timeout_s)
             except IdleTimeout:

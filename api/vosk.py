@@ -364,7 +364,8 @@ def _phrases(config: Config) -> str | None:
             given = json.loads(given)
         except ValueError:
             given = [given]
-    return ", ".join(str(phrase) for phrase in given)[:5000] if given else None
+    phrases = (str(phrase) for phrase in given or () if phrase != "[unk]")
+    return ", ".join(phrases)[:5000] if given else None
 
 
 def _word(word: Word) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class LiveSession:
         hotwords: str | None = None,
         headers: Mapping[str, str] | None = None,
         retry_s: float = 30.0,
-        buffer_s: float = 60.0,
+        buffer_s: float = 180.0,
     ) -> None:
         wishes = {
             "model": model,

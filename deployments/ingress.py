@@ -14,6 +14,7 @@ from api.streams import LiveStreams
 from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings, LiveSettings
 from deployments.drain import when_draining
+from deployments.flow import FlowControl
 from deployments.live_ports import live_models, live_ports
 from deployments.metrics import observe_sessions
 from deployments.models import ModelFiles
@@ -49,10 +50,11 @@ class Ingress:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         self._draining = asyncio.create_task(when_draining(self._streams.sessions.drain))
-        return make_app(
+        app = make_app(
             self._service,
             self._streams,
             self._settings,
             version("speechgraph"),
             server_echoes_request_id=True,
         )
+        return FlowControl(app)

@@ -29,12 +29,13 @@ class SpeechStart:
 class Utterance:
     """A finished utterance [begin, end).
 
-    ``spoken`` is False where nobody spoke in it; after one that was ``cut`` the next begins at
-    ``end`` without a gap.
+    ``known`` is how far the stream was heard when its end was found. ``spoken`` is False where
+    nobody spoke in it; after one that was ``cut`` the next begins at ``end`` without a gap.
     """
 
     begin: int
     end: int
+    known: int
     spoken: bool = True
     cut: bool = False
 
@@ -154,7 +155,7 @@ class Endpointer:
         self._floor = max(self._floor, end)
         if begin is None or end <= begin:
             return []
-        return [SpeechEnd(min(self._quiet_since * WINDOW_SAMPLES, end)), Utterance(begin, end)]
+        return [SpeechEnd(min(self._quiet_since * WINDOW_SAMPLES, end)), Utterance(begin, end, end)]
 
     def _wait(self, probability: float) -> list[Mark]:
         self._run = self._run + 1 if probability >= self._options.threshold else 0
@@ -181,7 +182,7 @@ class Endpointer:
         if quiet >= self._silence and lasted >= self._options.min_utterance_s * SAMPLE_RATE:
             spoken_until = self._quiet_since * WINDOW_SAMPLES
             end = min(spoken_until + self._tail, now)
-            mark = Utterance(self._begin, end)
+            mark = Utterance(self._begin, end, now)
             self._begin, self._floor, self._run = None, end, 0
             return [SpeechEnd(spoken_until), mark]
         if len(self._pending) < self._longest:
@@ -193,7 +194,7 @@ class Endpointer:
         assert self._begin is not None
         windows = cut_after(self._pending, self._options.end_threshold)
         end = (self._window - len(self._pending) + windows) * WINDOW_SAMPLES
-        mark = Utterance(self._begin, end, cut=True)
+        mark = Utterance(self._begin, end, self._window * WINDOW_SAMPLES, cut=True)
         self._begin, self._pending = end, self._pending[windows:]
         return mark
 
@@ -232,7 +233,8 @@ class PauseCutter:
             windows = self._silence_before() or cut_after(self._pending, self._threshold)
             end = (self._window - len(self._pending) + windows) * WINDOW_SAMPLES
             spoken = max(self._pending[:windows]) >= self._threshold
-            marks.append(Utterance(self._begin, end, spoken, cut=True))
+            now = self._window * WINDOW_SAMPLES
+            marks.append(Utterance(self._begin, end, now, spoken, cut=True))
             self._begin, self._pending = end, self._pending[windows:]
         return marks
 
@@ -242,7 +244,7 @@ class PauseCutter:
         partial = end > self._window * WINDOW_SAMPLES
         spoken = partial or max(self._pending, default=0.0) >= self._threshold
         self._pending = []
-        return [Utterance(begin, end, spoken)] if end > begin else []
+        return [Utterance(begin, end, end, spoken)] if end > begin else []
 
     def _silence_before(self) -> int:
         """Windows to cut off when silence is followed by speech without a pause; else 0."""

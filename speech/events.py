@@ -46,17 +46,17 @@ class EventLog:
     """
 
     def __init__(self, first_seq: int) -> None:
-        self._seq = first_seq - 1
+        self.next_seq = first_seq
         self._kept: deque[Event] = deque()
         self._newest: dict[Kind, Event] = {}
         self._lost = 0
         self._wakers: set[asyncio.Event] = set()
         self.closed = False
 
-    def next_seq(self) -> int:
-        """The number of the next event."""
-        self._seq += 1
-        return self._seq
+    def number(self) -> int:
+        """A number for an event."""
+        self.next_seq += 1
+        return self.next_seq - 1
 
     def add(self, event: Event) -> None:
         """Hand an event to all who follow."""

@@ -52,6 +52,8 @@ Command = Literal["finalize", "drain", "end"]
 BLOCK_S = 4.0
 """A stream that is behind is heard in blocks of this many seconds, with a partial for each."""
 _BLOCK_BYTES = round(BLOCK_S * SAMPLE_RATE * 2)
+_FRAME_BYTES = 200
+"""What a frame in the inbox costs beside its audio, about."""
 WAITING_FINALS = 4
 """Utterances that wait to be finished; the stream is not heard further beyond that."""
 
@@ -104,6 +106,7 @@ class Pending:
 
     max_bytes: int
     used: int = 0
+    freed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,11 @@ class LiveSession:
         return from_s + self.options.pcm.seconds(size)
 
     @property
+    def last_seq(self) -> int:
+        """Number of the last event."""
+        return self._log.next_seq - 1
+
+    @property
     def ending(self) -> bool:
         """Whether the client has said that no audio follows."""
         return self._ending
@@ -205,17 +213,18 @@ class LiveSession:
 
     def offer(self, data: bytes) -> None:
         """Take audio as the client sent it. Raises TooFarAhead, having taken nothing."""
-        bounds = self._limits
-        if self._pending_bytes + len(data) > bounds.max_pending_bytes:
-            raise TooFarAhead(
-                f"more than {bounds.max_pending_bytes} bytes of this stream wait to be recognised"
-            )
-        if bounds.pending.used + len(data) > bounds.pending.max_bytes:
-            raise TooFarAhead("too much audio of all streams waits to be recognised")
-        if not self._freed:
-            self._waits(len(data))
+        if self._put(data):
             self._offered = (self._offered[0], self._offered[1] + len(data))
-            self._put(data)
+
+    async def room(self) -> None:
+        """Wait until less than half of what may wait does; for who can slow the client down."""
+        bounds = self._limits
+        while (
+            2 * self._pending_bytes > bounds.max_pending_bytes
+            or 2 * bounds.pending.used > bounds.pending.max_bytes
+        ):
+            bounds.pending.freed.clear()
+            await bounds.pending.freed.wait()
 
     def change_intake(self, intake: Intake) -> None:
         """What follows begins anew, in another encoding or after a dropped socket."""
@@ -232,8 +241,9 @@ class LiveSession:
 
     def end(self) -> None:
         """No audio follows: finish what was heard, then say ``done``."""
-        self._ending = True
-        self._put("end")
+        if not self._ending:
+            self._ending = True
+            self._put("end")
 
     async def events(self, after: int = 0) -> AsyncIterator[Event]:
         """Events with a ``seq`` above ``after``, as they happen; ends with ``done``.
@@ -289,9 +299,21 @@ class LiveSession:
                 await self._stream.close()
         await self._intake.close()
 
-    def _put(self, item: bytes | Command | Intake) -> None:
+    def _put(self, item: bytes | Command | Intake) -> bool:
+        """Whether it is in the inbox; nothing is taken after the end. Raises TooFarAhead."""
+        if self._freed:
+            return False
+        bounds, size = self._limits, _size(item)
+        if self._pending_bytes + size > bounds.max_pending_bytes:
+            raise TooFarAhead(
+                f"more than {bounds.max_pending_bytes} bytes of this stream wait to be recognised"
+            )
+        if bounds.pending.used + size > bounds.pending.max_bytes:
+            raise TooFarAhead("too much audio of all streams waits to be recognised")
+        self._waits(size)
         self._inbox.append((self._clock(), item))
         self._arrived.set()
+        return True
 
     async def _hear(self) -> None:
         draining = False
@@ -332,6 +354,7 @@ class LiveSession:
             self._arrived.clear()
             await self._arrived.wait()
         arrived, item = self._inbox.popleft()
+        self._waits(-_size(item))
         if not isinstance(item, bytes):
             return arrived, item, 0
         pieces, size = [item], len(item)
@@ -341,8 +364,8 @@ class LiveSession:
                 break
             arrived = self._inbox.popleft()[0]
             pieces.append(following)
+            self._waits(-_size(following))
             size += len(following)
-        self._waits(-size)
         return arrived, b"".join(pieces), len(pieces)
 
     def _say_progress(self) -> None:
@@ -354,6 +377,8 @@ class LiveSession:
     def _waits(self, size: int) -> None:
         self._pending_bytes += size
         self._limits.pending.used += size
+        if size < 0:
+            self._limits.pending.freed.set()
 
     async def _take(self, samples: Samples, arrived: float) -> None:
         room = round(self._limits.max_stream_s * SAMPLE_RATE) - len(self._tape)
@@ -416,8 +441,9 @@ class LiveSession:
         self._partial_text = ""
         heard: tuple[Word, ...] | None = None
         if self._stream is not None and not self.options.cut_in_pauses:
-            if self._fed < mark.end:
-                await self._stream.feed(self._tape.cut(self._fed, mark.end))
+            # To where the end was known, so that the size of frames changes no word.
+            if self._fed < mark.known:
+                await self._stream.feed(self._tape.cut(self._fed, mark.known))
             words = await self._stream.finish()
             self._fed = mark.end
             if self.options.streaming:
@@ -466,7 +492,8 @@ class LiveSession:
     async def recognise(self, samples: Samples) -> tuple[Word, ...]:
         """Words of an utterance by the model of the finals, times in seconds of the utterance."""
         audio = DecodedAudio(Audio(samples), len(samples) / SAMPLE_RATE)
-        options = replace(self.options.transcribe, model=self.options.model)
+        # Finals are made of words, also for who does not want to be told their times.
+        options = replace(self.options.transcribe, model=self.options.model, word_timestamps=True)
         recognition = await self._ports.transcriber.transcribe(audio, options, None)
         return tuple(word for segment in recognition.segments for word in segment.words)
 
@@ -514,7 +541,7 @@ class LiveSession:
             arrived = self._arrival(end)
         event = Event(
             kind,
-            self._log.next_seq(),
+            self._log.number(),
             self._offset_s + start / SAMPLE_RATE,
             self._offset_s + end / SAMPLE_RATE,
             lag_s=max(0.0, self._clock() - arrived),
@@ -578,9 +605,16 @@ async def _cancelled(task: "asyncio.Task[Any]") -> None:
 
 
 def _before(words: tuple[Word, ...], mark: Utterance) -> tuple[Word, ...]:
-    """The words that begin inside the utterance; a cut may lie before what was heard last."""
+    """The words that begin inside the utterance, which may end before what was heard last."""
     seconds = (mark.end - mark.begin) / SAMPLE_RATE
-    return tuple(w for w in words if w.start < seconds)
+    return tuple(replace(w, end=min(w.end, seconds)) for w in words if w.start < seconds)
+
+
+def _size(item: bytes | Command | Intake) -> int:
+    """What an item of the inbox counts for; "drain" and "end" come once and are always taken."""
+    if item in ("drain", "end"):
+        return 0
+    return _FRAME_BYTES + (len(item) if isinstance(item, bytes) else 0)
 
 
 def _text(words: tuple[Word, ...]) -> str:

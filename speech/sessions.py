@@ -59,7 +59,9 @@ class Sessions:
             self._sockets -= 1
 
     def start(self, session: LiveSession) -> None:
-        """Let a session live; raises Overloaded."""
+        """Let a session live, in place of one of the same id; raises Overloaded."""
+        if stale := self._entries.get(session.id):
+            self._forget(stale)
         if len(self._entries) >= self._max:
             raise Overloaded(f"{self._max} streams are being heard already")
         task = asyncio.create_task(session.run())
@@ -97,7 +99,10 @@ class Sessions:
 
     def _forget(self, entry: _Entry) -> None:
         entry.task.cancel()
-        self._entries.pop(entry.session.id, None)
+        if entry.attached is not None:
+            entry.attached.set()
+        if self._entries.get(entry.session.id) is entry:
+            del self._entries[entry.session.id]
         self._observe(self.count)
 
     async def drain(self) -> None:

@@ -35,7 +35,8 @@ class Classifier(nn.Module):
     def forward(self, features: Tensor, feature_lengths: Tensor) -> Tensor:
         """Probabilities [B, labels]."""
         encoded, _ = self.encoder(features, feature_lengths)
-        return self.head(encoded.mean(dim=-1)).softmax(dim=-1)
+        scores: Tensor = self.head(encoded.mean(dim=-1))
+        return scores.softmax(dim=-1)
 
 
 @torch.inference_mode()

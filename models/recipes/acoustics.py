@@ -50,7 +50,8 @@ def room(samples: np.ndarray, decay_s: float, rng: np.random.Generator) -> np.nd
 
 def other_throat(samples: np.ndarray, factor: float) -> np.ndarray:
     """Another speaker: pitch and formants moved together by playing the tape ``factor`` faster."""
-    return soxr.resample(samples, SAMPLE_RATE_HZ * factor, SAMPLE_RATE_HZ).astype(np.float32)
+    faster: np.ndarray = soxr.resample(samples, SAMPLE_RATE_HZ * factor, SAMPLE_RATE_HZ)
+    return faster.astype(np.float32)
 
 
 def recorded(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:

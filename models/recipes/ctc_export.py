@@ -45,7 +45,7 @@ class Streaming(nn.Module):
         contexts = []
         for number, block in enumerate(self.trunk.blocks):
             x, history = block(x, layers[:, number])
-            context = block.kernel - 1
+            context = self.trunk.shape.kernel - 1
             contexts.append(history[:, -(DELAY_FRAMES + context) : -DELAY_FRAMES])
         logits = self.trunk.head(self.trunk.norm(x[:, DELAY_FRAMES:]))
         count = length // STRIDE - DELAY_FRAMES

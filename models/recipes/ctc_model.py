@@ -34,7 +34,6 @@ class Block(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.kernel = shape.kernel
         self.convolution = nn.Conv1d(shape.width, shape.width, shape.kernel, groups=shape.width)
         self.norm = nn.LayerNorm(shape.width)
         self.widen = nn.Linear(shape.width, shape.hidden)
@@ -72,12 +71,14 @@ class CtcTrunk(nn.Module):
     def normalise(self, features: Tensor, frontend: Frontend) -> Tensor:
         """Features [B, T, mels] on a common scale."""
         mean = getattr(self, f"mean_{frontend}")
-        return (features - mean) * getattr(self, f"scale_{frontend}")
+        normal: Tensor = (features - mean) * getattr(self, f"scale_{frontend}")
+        return normal
 
     def stem(self, joined: Tensor, frontend: Frontend) -> Tensor:
         """40 ms frames [B, T/4, width] of T normalised 10 ms frames preceded by 4 of context."""
         blocks = joined.reshape(joined.shape[0], -1, STRIDE * joined.shape[2])
-        return self.stems[frontend](torch.cat([blocks[:, :-1], blocks[:, 1:]], dim=-1))
+        stemmed: Tensor = self.stems[frontend](torch.cat([blocks[:, :-1], blocks[:, 1:]], dim=-1))
+        return stemmed
 
     def forward(self, features: Tensor, frontend: Frontend) -> tuple[Tensor, Tensor]:
         """Piece logits and phoneme logits of whole utterances, T a multiple of four."""

@@ -146,7 +146,8 @@ class TdnnPart(nn.Module):
         hidden = features
         for layer in self.tdnns:
             hidden = layer(hidden)
-        return self.embedding(self.pool(hidden.float()))
+        embeddings: Tensor = self.embedding(self.pool(hidden.float()))
+        return embeddings
 
 
 def labelled_embeddings(

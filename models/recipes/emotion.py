@@ -74,7 +74,8 @@ class EmotionNet(nn.Module):
         count = lengths.clamp(min=1).unsqueeze(1).to(hidden.dtype)
         mean = hidden.sum(2) / count
         spread = (hidden.square().sum(2) / count - mean.square()).clamp(min=1e-5).sqrt()
-        return self.output(torch.relu(self.hidden(torch.cat([mean, spread], 1))))
+        scores: Tensor = self.output(torch.relu(self.hidden(torch.cat([mean, spread], 1))))
+        return scores
 
     def forward(self, features: Tensor, feature_lengths: Tensor) -> Tensor:
         """Probabilities of angry, sad, neutral and positive, [B, 4]."""

@@ -68,7 +68,8 @@ class LightEmbedding(nn.Module):
         hidden = self.frames(((fbank - _LEVEL) / _SPREAD).transpose(1, 2)).float()
         mean = hidden.mean(2)
         spread = (hidden - mean[:, :, None]).square().mean(2).clamp(min=1e-6).sqrt()
-        return self.embedding(torch.cat([mean, spread], 1))
+        embeddings: Tensor = self.embedding(torch.cat([mean, spread], 1))
+        return embeddings
 
 
 def kaldi_fbank(waveforms: Tensor) -> Tensor:

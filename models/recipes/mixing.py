@@ -163,7 +163,8 @@ class Mixer:
         if rng.random() < 0.2:
             narrow = soxr.resample(samples, SAMPLE_RATE_HZ, 8_000, quality="LQ")
             samples = soxr.resample(narrow, 8_000, SAMPLE_RATE_HZ, quality="LQ")
-        return np.clip(samples * level, -1.0, 1.0).astype(np.float32)
+        clipped: np.ndarray = np.clip(samples * level, -1.0, 1.0)
+        return clipped.astype(np.float32)
 
     def _noise(self, length: int) -> np.ndarray:
         """White, pink or babble noise of about unit power."""

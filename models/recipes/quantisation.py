@@ -7,7 +7,7 @@ norm. The last layer reads mean and deviation of each channel, so its scales go 
 
 import torch
 from pyannote.audio.models.embedding import XVectorMFCC
-from torch import Tensor
+from torch import Tensor, nn
 
 _LEVELS = 127.0
 _LAYERS_PER_BLOCK = 3
@@ -17,7 +17,9 @@ def eight_bit_xvector(net: XVectorMFCC) -> dict[str, Tensor]:
     """The state of an equivalent x-vector whose large weights are int8."""
     state = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
     for first in range(0, len(net.tdnns), _LAYERS_PER_BLOCK):
-        _fold_block(state, f"tdnns.{first}", f"tdnns.{first + 2}", net.tdnns[first + 2].eps)
+        norm = net.tdnns[first + 2]
+        assert isinstance(norm, nn.BatchNorm1d)
+        _fold_block(state, f"tdnns.{first}", f"tdnns.{first + 2}", norm.eps)
     _fold_last(state, f"tdnns.{len(net.tdnns) - 1}")
     return state
 

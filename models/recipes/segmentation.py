@@ -51,7 +51,8 @@ def teacher() -> PyanNet | None:
 
 def loaded(path: Path) -> PyanNet:
     """The PyanNet of a checkpoint, ready to use."""
-    net: PyanNet = Model.from_pretrained(path)
+    net = Model.from_pretrained(path)
+    assert isinstance(net, PyanNet)
     return net.eval()
 
 
@@ -162,7 +163,9 @@ def back_end(net: PyanNet, features: Tensor) -> Tensor:
     hidden, _ = net.lstm(features)
     for linear in net.linear:
         hidden = nn.functional.leaky_relu(linear(hidden))
-    return net.activation(net.classifier(hidden))
+    assert isinstance(net.activation, nn.Module)
+    scores: Tensor = net.activation(net.classifier(hidden))
+    return scores
 
 
 def inherit(net: PyanNet, source: PyanNet) -> None:

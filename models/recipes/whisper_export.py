@@ -86,10 +86,12 @@ def _write(path: Path, value: Any) -> None:
 def _fill_encoder(spec: Any, model: SmallWhisper) -> None:
     encoder = model.encoder
     for convolution, target in ((encoder.conv1, spec.conv1), (encoder.conv2, spec.conv2)):
+        assert convolution.bias is not None
         target.weight, target.bias = _array(convolution.weight), _array(convolution.bias)
     spec.position_encodings.encodings = _array(encoder.positions)
     _fill_norm(spec.layer_norm, encoder.norm)
     for layer, target in zip(encoder.layers, spec.layer, strict=True):
+        assert isinstance(layer, Layer)
         _fill_layer(target, layer)
 
 
@@ -104,6 +106,7 @@ def _fill_decoder(spec: Any, model: SmallWhisper, full_ids: np.ndarray) -> None:
     spec.position_encodings.encodings = _array(decoder.positions)
     _fill_norm(spec.layer_norm, decoder.norm)
     for layer, target in zip(decoder.layers, spec.layer, strict=True):
+        assert isinstance(layer, Layer)
         _fill_layer(target, layer)
         queries, keys_values = target.attention.linear[0], target.attention.linear[1]
         _fill_joined(queries, [layer.cross.query])

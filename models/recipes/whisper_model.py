@@ -38,7 +38,8 @@ class Attention(nn.Module):
         self.out = nn.Linear(shape.width, shape.width)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = x.unflatten(-1, (self.heads, -1))
+        return split.transpose(1, 2)
 
     def forward(self, x: Tensor, memory: Tensor, causal: bool = False) -> Tensor:
         return self.seen(x, memory, causal)[0]
@@ -74,14 +75,18 @@ class Layer(nn.Module):
 
     def attend(self, x: Tensor, causal: bool) -> Tensor:
         y = self.attention_norm(x)
-        return x + self.attention(y, y, causal)
+        seen: Tensor = self.attention(y, y, causal)
+        return x + seen
 
     def feed(self, x: Tensor) -> Tensor:
-        return x + self.narrow(functional.gelu(self.widen(self.norm(x))))
+        fed: Tensor = self.narrow(functional.gelu(self.widen(self.norm(x))))
+        return x + fed
 
 
 class Encoder(nn.Module):
     """Two convolutions, fixed sinusoidal positions, layers."""
+
+    positions: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -99,6 +104,7 @@ class Encoder(nn.Module):
         x = x + self.positions[: x.shape[1]]
         middle = x
         for number, layer in enumerate(self.layers, start=1):
+            assert isinstance(layer, Layer)
             x = layer.feed(layer.attend(x, causal=False))
             if number == self.phoneme_layer:
                 middle = x
@@ -122,6 +128,7 @@ class Decoder(nn.Module):
         x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
         weights = x
         for number, layer in enumerate(self.layers, start=1):
+            assert isinstance(layer, Layer)
             x = layer.attend(x, causal=True)
             if number < len(self.layers):
                 x = x + layer.cross(layer.cross_norm(x), memory)

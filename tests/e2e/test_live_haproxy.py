@@ -23,6 +23,7 @@ from tests.unit.heldout import clips
 pytestmark = pytest.mark.timeout(600)
 
 SESSIONS = 3
+MINUTES = 4
 ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3900",
@@ -40,7 +41,7 @@ def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "ingress": {
             "default_transcriber": "demo-vosk",
             "resources": {"num_cpus": 0.1},
-            "sessions": {"max_sessions": SESSIONS, "retention_s": 0},
+            "sessions": {"max_sessions": SESSIONS, "retention_s": 0, "max_pending_mb": 2},
             "scaling": {
                 "max_replicas": 2,
                 "target_ongoing_requests": 1,
@@ -102,6 +103,30 @@ async def test_a_stream_ends_with_its_finals_and_1000(service: str, audio: bytes
     assert socket.close_code == 1000
     assert [answer["last_message"] for answer in said][-1] is True
     assert await hear(service, audio)
+
+
+async def test_a_client_that_pours_is_slowed_down_and_not_refused(
+    service: str, audio: bytes
+) -> None:
+    """Four minutes, several times what may wait in the service."""
+    minute = audio.ljust(60 * 32_000, b"\0")
+    url = sockets(service, "/ws?model=demo-vosk-streaming")
+    # Its pings would wait behind the audio, and be missed on a slow machine.
+    async with connect(url, ping_interval=None) as socket:
+
+        async def pour() -> None:
+            for _ in range(MINUTES):
+                for first in range(0, len(minute), 64_000):
+                    await socket.send(minute[first : first + 64_000])
+            await socket.send(json.dumps({"eof": 1}))
+
+        pouring = asyncio.create_task(pour())
+        said = [json.loads(text) async for text in socket]
+        await pouring
+    assert socket.close_code == 1000
+    assert not any(answer["error"] for answer in said)
+    words = said[-1]["data"].split()
+    assert words == words[: len(words) // MINUTES] * MINUTES
 
 
 async def test_a_scale_up_of_the_ingress_cuts_no_live_socket(service: str, audio: bytes) -> None:

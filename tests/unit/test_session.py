@@ -17,6 +17,7 @@ from speech.endpointing import EndpointOptions
 from speech.errors import EngineFailed, Overloaded, TooFarAhead
 from speech.events import RETAINED_EVENTS
 from speech.intake import intake
+from speech.ports import TranscribeOptions
 from speech.segmentation import WINDOW_SAMPLES
 from speech.session import LivePorts, LiveSession, Pending, SessionLimits, SessionOptions
 from speech.transcript import Recognition, Segment, Word
@@ -78,7 +79,8 @@ class Ears:
             raise self.answer
         words = spoken(samples)
         text = "".join(w.text for w in words)
-        segments = (Segment(0.0, audio.duration, text, words),) if words else ()
+        told = words if options.word_timestamps else ()
+        segments = (Segment(0.0, audio.duration, text, told),) if words else ()
         return Recognition(segments)
 
 
@@ -241,6 +243,11 @@ async def test_speech_without_end_is_cut_and_no_word_is_lost_or_doubled(ears, op
     assert all(seconds <= 15 for _, seconds in ears.asked)
 
 
+async def test_finals_have_their_text_though_no_times_of_words_are_asked_for(ears):
+    options = replace(UTTERANCES, transcribe=TranscribeOptions(word_timestamps=False))
+    assert texts(await told(session_of(ears, options), TWO)) == ["1 2 3", "4 5"]
+
+
 async def test_silence_in_pieces_is_told_without_asking_a_model(ears):
     events = await told(session_of(ears, PIECES), pcm(silence(40)))
     assert texts(events) == ["", "", ""]
@@ -359,12 +366,24 @@ async def test_cancelling_a_session_frees_everything(ears):
 
 async def test_what_waits_to_be_heard_is_bounded(ears):
     ears.hold.clear()
-    limits = SessionLimits(max_pending_bytes=len(TWO) + 100)
+    limits = SessionLimits(max_pending_bytes=len(TWO) + 1000)
     session = session_of(ears, limits=limits)
     session.offer(TWO)
     with pytest.raises(TooFarAhead):
-        session.offer(b"\0" * 101)
+        session.offer(b"\0" * 1001)
     session.offer(b"\0" * 100)
+    session.end()
+
+
+async def test_frames_without_audio_and_commands_count_too(ears):
+    session = session_of(ears, limits=SessionLimits(max_pending_bytes=1000))
+    with pytest.raises(TooFarAhead):
+        for _ in range(1000):
+            session.offer(b"")
+    with pytest.raises(TooFarAhead):
+        for _ in range(1000):
+            session.finalize()
+    session.end()
 
 
 async def test_what_waits_in_all_streams_together_is_bounded(ears):
