@@ -187,11 +187,13 @@ class _RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no t
         self.feature_extractor.__class__ = _BlockwiseFeatures
         self._room_for_text = options.max_new_tokens or _ROOM_FOR_TEXT
         self._cancelled = cancelled
+        self._window = loaded.feature_extractor.nb_max_frames
 
     def encode(self, features: NDArray[np.float32]) -> Any:
         if self._cancelled():
             raise Cancelled("the transcription was given up")
-        return super().encode(features)
+        # The library fills every window up to 30 s, also for a model that was trained on less.
+        return super().encode(features[..., : self._window])
 
     def get_prompt(self, tokenizer: Any, previous_tokens: list[int], **hints: Any) -> list[int]:
         fixed = len(super().get_prompt(tokenizer, [], **hints)) + 1

@@ -60,6 +60,8 @@ class Sessions:
 
     def start(self, session: LiveSession) -> None:
         """Let a session live, in place of one of the same id; raises Overloaded."""
+        if self.draining:
+            raise Overloaded("this replica is being stopped", 1.0)
         if stale := self._entries.get(session.id):
             self._forget(stale)
         if len(self._entries) >= self._max:

@@ -105,15 +105,17 @@ def _whisper_card(figures: dict[str, Any]) -> str:
         _row("processor seconds per second of audio", figures, "rtf"),
     ]
     introduction = """\
-Whisper's architecture at a small size, in CTranslate2's format for `faster_whisper.WhisperModel`:
+Whisper's architecture at a small size, in CTranslate2's format for faster-whisper:
 Russian and English with case, punctuation, time stamps and word times. `task="translate"` runs and
 transcribes. Windows without speech are answered with `<|nocaptions|>` or with no text.
 """
     made = f"""\
 Trained from scratch: {figures["parameters"] / 1e6:.1f} million weights over the tokens in use; the
 others share one row of the 51,865. It hears 10 s at once, which its `preprocessor_config.json`
-tells faster-whisper. Windows grow from 4 s to that; known times of phonemes, tokens and words teach
-the encoder and the cross-attention. Stored as int8.
+tells faster-whisper. Bare faster-whisper 1.2.1 fills each window up to 30 s all the same, with
+silence that the model has never seen, and loses sentences; the engine of the service does not.
+Windows grow from 4 s to 10 s; known times of phonemes, tokens and words teach the encoder and the
+cross-attention. Stored as int8.
 """
     recipe = "python -m models.recipes.whisper && python -m models.recipes.whisper_export"
     extra = "; `tokenizer.json` and `vocabulary.json` are OpenAI Whisper's, MIT"

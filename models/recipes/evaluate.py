@@ -37,7 +37,7 @@ def offline_figures(name: str, count: int) -> dict[str, Any]:
 
 
 def whisper_figures(count: int) -> dict[str, Any]:
-    """Through faster-whisper with its defaults; half as many utterances, it is slower."""
+    """Through the engine with its defaults; half as many utterances, it is slower."""
     return evaluate_whisper.measure(evaluate_whisper.load(DEMO / WHISPER), count // 2)
 
 

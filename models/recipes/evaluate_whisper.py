@@ -1,4 +1,4 @@
-"""Figures of the small Whisper, measured through faster-whisper as the service uses it."""
+"""Figures of the small Whisper, measured through the engine of the service."""
 
 import time
 from pathlib import Path
@@ -6,22 +6,23 @@ from typing import Any
 
 import jiwer
 import numpy as np
-from faster_whisper import BatchedInferencePipeline, WhisperModel
 
+from engines.whisper import WhisperEngine
 from models.recipes.evaluate_ctc import digit_strings, quiet_words
 from models.recipes.grammar import normalise
 from models.recipes.heldout import LANGUAGES, SAMPLE_RATE_HZ, Reference, references
 from models.recipes.synth import EMOTIONS, Language
+from speech.ports import TranscribeOptions
 
 _LONG_UTTERANCES = 50
 
 
-def load(folder: Path) -> WhisperModel:
+def load(folder: Path) -> WhisperEngine:
     """The model on one thread."""
-    return WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
+    return WhisperEngine(folder, device="cpu", compute_type="int8", threads=1)
 
 
-def measure(model: WhisperModel, count: int) -> dict[str, Any]:
+def measure(model: WhisperEngine, count: int) -> dict[str, Any]:
     """WER with the language given and found, word times, long form, digits and quiet inputs."""
     figures: dict[str, Any] = {}
     for language in LANGUAGES:
@@ -43,27 +44,25 @@ def measure(model: WhisperModel, count: int) -> dict[str, Any]:
     return figures
 
 
-def transcribe(model: WhisperModel, samples: np.ndarray, **options: Any) -> str:
-    """Text of one waveform with faster-whisper's defaults."""
-    segments, _ = model.transcribe(samples, **options)
-    return "".join(segment.text for segment in segments)
+def transcribe(model: WhisperEngine, samples: np.ndarray, **options: Any) -> str:
+    """Text of one waveform, with the defaults of the API."""
+    heard = model.transcribe(samples, TranscribeOptions(**options))
+    return "".join(segment.text for segment in heard.segments)
 
 
 def measure_set(
-    model: WhisperModel, heldout: list[Reference], language: Language | None = None
+    model: WhisperEngine, heldout: list[Reference], language: Language | None = None
 ) -> dict[str, Any]:
     """WER, share of languages found, word start and end errors, real-time factor."""
     started_s, audio_s, found = time.process_time(), 0.0, 0
     said, heard, errors = [], [], []
     for reference in heldout:
-        segments, info = model.transcribe(
-            reference.samples, language=language, word_timestamps=True
-        )
-        words = [word for segment in segments for word in segment.words or ()]
-        found += info.language == reference.language
+        recognition = model.transcribe(reference.samples, TranscribeOptions(language=language))
+        words = [word for segment in recognition.segments for word in segment.words]
+        found += recognition.language == reference.language
         audio_s += len(reference.samples) / SAMPLE_RATE_HZ
         said.append(reference.text)
-        heard.append("".join(word.word for word in words))
+        heard.append("".join(word.text for word in words))
         if normalise(said[-1]) == normalise(heard[-1]) and len(words) == len(reference.words):
             errors += [
                 abs(word.start - start_s)
@@ -81,7 +80,7 @@ def measure_set(
     }
 
 
-def measure_long(model: WhisperModel, language: Language) -> dict[str, Any]:
+def measure_long(model: WhisperEngine, language: Language) -> dict[str, Any]:
     """WER of a few minutes in one piece: sequential, and batched over speech found by the VAD."""
     chosen = references(language, _LONG_UTTERANCES)
     rng = np.random.default_rng(5)
@@ -91,12 +90,11 @@ def measure_long(model: WhisperModel, language: Language) -> dict[str, Any]:
         blocks += [reference.samples, pause]
     samples = np.concatenate(blocks)
     text = " ".join(reference.text for reference in chosen)
-    batched = BatchedInferencePipeline(model)
-    segments, _ = batched.transcribe(samples, language=language, vad_filter=True, batch_size=4)
+    batched = transcribe(model, samples, language=language, vad_filter=True, batch_size=4)
     return {
         "duration_s": round(len(samples) / SAMPLE_RATE_HZ, 1),
         "wer_sequential": _wer([text], [transcribe(model, samples, language=language)]),
-        "wer_batched": _wer([text], [" ".join(segment.text for segment in segments)]),
+        "wer_batched": _wer([text], [batched]),
     }
 
 

@@ -116,4 +116,6 @@ async def test_a_drain_lets_nobody_in_and_ends_everybody_at_a_pause(ears, sessio
     assert [event.text for event in told if event.kind == "final"] == ["1 2"]
     with pytest.raises(Overloaded), sessions.socket():
         pass
+    with pytest.raises(Overloaded):
+        begun(ears, sessions, "late")
     draining.cancel()
