@@ -109,7 +109,7 @@ async def test_a_client_that_pours_is_slowed_down_and_not_refused(
     service: str, audio: bytes
 ) -> None:
     """Four minutes, several times what may wait in the service."""
-    minute = audio.ljust(60 * 32_000, b"\0")
+    minute = (bytes(32_000) + audio).ljust(60 * 32_000, b"\0")
     url = sockets(service, "/ws?model=demo-vosk-streaming")
     # Its pings would wait behind the audio, and be missed on a slow machine.
     async with connect(url, ping_interval=None) as socket:
