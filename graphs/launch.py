@@ -26,6 +26,8 @@ os.environ.update(METRICS_ENVIRONMENT)
 # Ray starts a worker per logical CPU at once; they become the replicas. Importing Serve while the
 # cluster comes up is half of what a replica's process does before it loads its model.
 os.environ.setdefault("RAY_preload_python_modules", "ray.serve")
+# Ray runs its workers at niceness 15: live streams would starve beside anything else that runs.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 import yaml
