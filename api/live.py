@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.websockets import WebSocket
 
 from api.sockets import Frame, Opening, code_of, converse
-from api.streams import LiveStreams, is_streaming
+from api.streams import LiveStreams
 from api.v1_request import MAX_ERROR_CHARS, ProcessRequest
 from speech.endpointing import EndpointOptions
 from speech.errors import InvalidRequest, Overloaded, SpeechError
@@ -140,9 +140,9 @@ class Live:
         """See :class:`api.sockets.Dialect`."""
         return self._form.refuse(error, begun)
 
-    def close_code(self, error: SpeechError) -> int:
+    def close_code(self, code: str) -> int:
         """See :class:`api.sockets.Dialect`."""
-        return self._form.close_code(error)
+        return self._form.close_code(code)
 
 
 class _Native:
@@ -180,15 +180,15 @@ class _Native:
         partial_model: str | None = None
         if start.partial_model is not None:
             fast = self._live.recogniser(start.partial_model, None)
-            if not is_streaming(fast):
+            if not fast.streaming:
                 raise InvalidRequest(f"partial_model: '{fast.id}' is no streaming model")
-            if is_streaming(entry):
+            if entry.streaming:
                 raise InvalidRequest(f"partial_model: '{entry.id}' makes its own partials")
             partial_model = fast.id
         language = None if start.language in (None, "auto") else start.language.lower()
         return SessionOptions(
             model=entry.id,
-            streaming=is_streaming(entry),
+            streaming=entry.streaming,
             partial_model=partial_model,
             partials=start.partials,
             endpointing=start.endpointing.options(),
@@ -261,8 +261,8 @@ class _Native:
         later = {"retry_after_s": error.retry_after_s} if isinstance(error, Overloaded) else {}
         return [_json(type="error", code=error.code, message=error.message, **later)]
 
-    def close_code(self, error: SpeechError) -> int:
-        return code_of(error)
+    def close_code(self, code: str) -> int:
+        return code_of(code)
 
 
 class _V1:
@@ -289,7 +289,7 @@ class _V1:
             emotion = "emotion" in request.settings.tasks
             options = SessionOptions(
                 model=entry.id,
-                streaming=is_streaming(entry),
+                streaming=entry.streaming,
                 partials=False,
                 transcribe=tra.options(),
                 emotion_model=self._live.emotion_model() if emotion else None,
@@ -329,7 +329,7 @@ class _V1:
     def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:
         return [_json(error=f"Streaming error: {error.message}" if begun else error.message)]
 
-    def close_code(self, error: SpeechError) -> int:
+    def close_code(self, code: str) -> int:
         return 1000
 
 

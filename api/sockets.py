@@ -66,14 +66,14 @@ class Dialect(Protocol):
         """The frames that tell why the socket is being closed."""
         ...
 
-    def close_code(self, error: SpeechError) -> int:
-        """The code to close with after an error."""
+    def close_code(self, code: str) -> int:
+        """The code to close with after an error of that code."""
         ...
 
 
-def code_of(error: SpeechError) -> int:
-    """The close code that says what kind of error it was."""
-    status = STATUS[error.code]
+def code_of(code: str) -> int:
+    """The close code that says what kind of error it was, by the code of the error."""
+    status = STATUS[code]
     if status == 503:
         return TRY_LATER
     return REFUSED if status < 500 else FAILED
@@ -188,7 +188,7 @@ class _Conversation:
         failure: int | None = None
         async for event in opening.session.events(opening.after):
             if event.kind == "error":
-                failure = self._dialect.close_code(event_error(event))
+                failure = self._dialect.close_code(event.code)
             for text in self._dialect.say(event):
                 await self._send(text)
         if failure is not None:
@@ -221,7 +221,7 @@ class _Conversation:
     async def _refuse(self, error: SpeechError, *, begun: bool) -> None:
         for text in self._dialect.refuse(error, begun):
             await self._send(text)
-        await self._close(self._dialect.close_code(error), error.message)
+        await self._close(self._dialect.close_code(error.code), error.message)
 
     async def _close(self, code: int, reason: str = "") -> None:
         if self._websocket.application_state is WebSocketState.CONNECTED:
@@ -229,13 +229,3 @@ class _Conversation:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await self._websocket.close(code, said)
-
-
-def event_error(event: Event) -> SpeechError:
-    """The error that an ``error`` event tells of."""
-    kinds = {kind.code: kind for kind in _family(SpeechError)}
-    return kinds.get(event.code, SpeechError)(event.text)
-
-
-def _family(kind: type[SpeechError]) -> list[type[SpeechError]]:
-    return [kind, *(below for sub in kind.__subclasses__() for below in _family(sub))]

@@ -57,7 +57,7 @@ class LiveStreams:
         entry = self._service.catalogue.find(name)
         served = entry is not None and (
             self.models.streaming is not None
-            if is_streaming(entry)
+            if entry.streaming
             else entry.family in self._service.families
         )
         if entry is None or not served:
@@ -96,8 +96,3 @@ class LiveStreams:
         )
         self.sessions.start(session)
         return session
-
-
-def is_streaming(entry: ModelEntry) -> bool:
-    """Whether a model is frame-synchronous."""
-    return entry.format.startswith("streaming_")

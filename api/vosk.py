@@ -16,7 +16,8 @@ from starlette.websockets import WebSocket
 
 from api.errors import responses
 from api.sockets import Frame, Opening, code_of, converse
-from api.streams import LiveStreams, is_streaming
+from api.streams import LiveStreams
+from speech.audio import SAMPLE_RATE
 from speech.endpointing import EndpointOptions
 from speech.errors import InvalidRequest, SpeechError
 from speech.events import Event
@@ -27,7 +28,6 @@ from speech.transcript import Word
 
 MAX_UTTERANCE_S = 15.0
 """What the full models may hear at once; they break above 18 s."""
-SAMPLE_RATE = 16_000
 ADVICE = "Прочти инструкцию в Schemas - 'WebSocketModel'"
 
 
@@ -132,8 +132,8 @@ class _VoskSocket:
     def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:
         return [_json({"error": error.message})]
 
-    def close_code(self, error: SpeechError) -> int:
-        return code_of(error)
+    def close_code(self, code: str) -> int:
+        return code_of(code)
 
     def _open(self) -> LiveSession:
         models = self._live.models
@@ -141,9 +141,9 @@ class _VoskSocket:
         entry = self._live.recogniser(name, self.default_model())
         options = SessionOptions(
             model=entry.id,
-            streaming=is_streaming(entry),
-            partials=is_streaming(entry),
-            cut_in_pauses=not is_streaming(entry),
+            streaming=entry.streaming,
+            partials=entry.streaming,
+            cut_in_pauses=not entry.streaming,
             endpointing=EndpointOptions(max_utterance_s=MAX_UTTERANCE_S),
             transcribe=TranscribeOptions(hotwords=_phrases(self.config)),
             progress_s=0.0,

@@ -65,6 +65,11 @@ class ModelEntry(BaseModel):
         default_factory=dict, description="Default options that the engine of the family takes."
     )
 
+    @property
+    def streaming(self) -> bool:
+        """Whether the model is frame-synchronous."""
+        return self.format.startswith("streaming_")
+
 
 class Catalogue(BaseModel):
     """All models that this service knows, by id and alias."""

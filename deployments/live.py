@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import ray
 from ray import serve
@@ -11,12 +12,9 @@ from ray.serve.handle import DeploymentHandle
 from configs.settings import LiveSettings
 from deployments.lane_server import LaneAddress, LaneServer
 from deployments.lanes import Directory
-from deployments.models import ModelFiles, hardware
+from deployments.models import ModelFiles, hardware, streaming_engine
 from deployments.options import serve_options
 from deployments.scaling import FollowStreams
-
-if TYPE_CHECKING:
-    from engines.streaming import StreamingEngine
 
 _CALLS_AT_ONCE = 64
 """Ingresses that ask for the address at the same time."""
@@ -27,31 +25,17 @@ class Live:
 
     def __init__(self, settings: LiveSettings, files: ModelFiles) -> None:
         self._settings = settings
-        self._files = files
-        self._hardware = hardware(settings)
         # Imported here: the graph is built also where this engine's library is not installed.
         from engines.streaming import LocalRecognizer
 
-        loaded = {model: self._load(model) for model in settings.preloaded}
+        load = partial(streaming_engine, files, hardware(settings))
+        loaded = {model: load(model) for model in settings.preloaded}
         recognizer = LocalRecognizer(
-            lambda model: loaded.get(model) or self._load(model),
+            lambda model: loaded.get(model) or load(model),
             tick_s=settings.tick_s,
             max_streams=settings.max_streams,
         )
         self._server = LaneServer(recognizer, ray.util.get_node_ip_address())
-
-    def _load(self, model: str) -> "StreamingEngine":
-        from engines.streaming import StreamingEngine
-
-        entry = self._files.entry(model)
-        hw = self._hardware
-        return StreamingEngine(
-            entry,
-            self._files.locate(entry),
-            device=hw.device,
-            compute_type=hw.compute_type,
-            threads=hw.threads,
-        )
 
     async def lane(self) -> dict[str, Any]:
         """A packed :class:`deployments.lane_server.LaneAddress`."""

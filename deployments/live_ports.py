@@ -1,6 +1,7 @@
 """What an ingress replica hears live streams with: detectors and engines of its own, or lanes."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,13 @@ from configs.settings import IngressSettings, LiveSettings
 from deployments.lanes import LaneRecognizer
 from deployments.live import lane_directory
 from deployments.metrics import observe_lag
-from deployments.models import ModelFiles, hardware
+from deployments.models import ModelFiles, hardware, streaming_engine
 from deployments.ports import ServedEmotions, ServedTranscriber
 from speech.audio import Samples
-from speech.endpointing import EndpointOptions
+from speech.endpointing import LONGEST_UTTERANCE_S, EndpointOptions
 from speech.errors import ModelUnavailable
 from speech.ports import SpeakerEmbedder, StreamingRecognizer, VoiceActivity
 from speech.session import LivePorts
-
-MAX_UTTERANCE_S = 30.0
-"""Longest utterance that :class:`speech.endpointing.EndpointOptions` allows."""
 
 
 def live_models(
@@ -71,23 +69,13 @@ def _streaming(
             lane_directory(handles["live"]),
             tick_s=live.tick_s,
             recover_s=live.recover_s,
-            max_utterance_s=MAX_UTTERANCE_S,
+            max_utterance_s=LONGEST_UTTERANCE_S,
         )
-    from engines.streaming import LocalRecognizer, StreamingEngine
+    from engines.streaming import LocalRecognizer
 
     # The engine lives in the ingress replica, with what that was given.
     found = hardware(live.model_copy(update={"resources": ingress.resources}))
-
-    def load(model: str) -> StreamingEngine:
-        entry = files.entry(model)
-        return StreamingEngine(
-            entry,
-            files.locate(entry),
-            device=found.device,
-            compute_type=found.compute_type,
-            threads=found.threads,
-        )
-
+    load = partial(streaming_engine, files, found)
     return LocalRecognizer(load, tick_s=live.tick_s, max_streams=live.max_streams)
 
 

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -11,6 +12,9 @@ from configs.settings import EngineSettings
 from deployments.options import threads
 from engines import device, store
 from speech.errors import ModelNotFound
+
+if TYPE_CHECKING:
+    from engines.streaming import StreamingEngine
 
 
 @dataclass(frozen=True)
@@ -52,3 +56,18 @@ def hardware(settings: EngineSettings) -> Hardware:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     resolved = device.resolve(settings.device, ray.get_gpu_ids())
     return Hardware(resolved, settings.compute_type, threads(settings))
+
+
+def streaming_engine(files: ModelFiles, found: Hardware, model: str) -> "StreamingEngine":
+    """A loaded frame-synchronous model; raises ModelNotFound, ModelUnavailable."""
+    # Imported here: the graph is built also where this engine's library is not installed.
+    from engines.streaming import StreamingEngine
+
+    entry = files.entry(model)
+    return StreamingEngine(
+        entry,
+        files.locate(entry),
+        device=found.device,
+        compute_type=found.compute_type,
+        threads=found.threads,
+    )

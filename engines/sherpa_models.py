@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sherpa_onnx
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sentencepiece import SentencePieceProcessor
 
 from configs.catalogue import Format, ModelEntry
@@ -30,6 +30,14 @@ class VoskOptions(BaseModel):
     decoding_method: Literal["greedy_search", "modified_beam_search"] = Field(
         "greedy_search", description="Beam search is for transducers, and hotwords need it."
     )
+
+    @classmethod
+    def of(cls, entry: ModelEntry) -> "VoskOptions":
+        """The options of a catalogue entry; raises ModelUnavailable."""
+        try:
+            return cls.model_validate(entry.options)
+        except ValidationError as error:
+            raise ModelUnavailable(f"options of model '{entry.id}': {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,7 @@ def load(
                 settings |= {"modeling_unit": "bpe", "bpe_vocab": str(vocabulary)}
             return Recognizer(
                 _build(entry.format, settings),
-                streaming=entry.format.startswith("streaming_"),
+                streaming=entry.streaming,
                 takes_hotwords=vocabulary is not None,
             )
     except ModelUnavailable:

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from configs.catalogue import ModelEntry
 from engines.batching import MicroBatcher
 from engines.sherpa_models import VoskOptions, load
-from engines.vosk import MAX_HOTWORDS, TAIL, Hypothesis, hotword_phrases, words_of
+from engines.vosk import TAIL, Hypothesis, check_hotwords, hotword_phrases, words_of
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable, Overloaded
-from speech.ports import TranscribeOptions
+from speech.errors import Cancelled, EngineFailed, InvalidRequest, Overloaded
 from speech.transcript import Word
 
 _LONGEST_STEP = SAMPLE_RATE
@@ -66,15 +64,16 @@ class StreamingEngine:
 
         Raises ModelUnavailable, and InvalidRequest if the model is not frame-synchronous.
         """
-        if not entry.format.startswith("streaming_"):
+        if not entry.streaming:
             raise InvalidRequest(f"model '{entry.id}' does not stream")
-        try:
-            options = VoskOptions.model_validate(entry.options)
-        except ValidationError as error:
-            raise ModelUnavailable(f"options of model '{entry.id}': {error}") from error
         self._model = entry.id
         recognizer = load(
-            entry, options, path, device=device, compute_type=compute_type, threads=threads
+            entry,
+            VoskOptions.of(entry),
+            path,
+            device=device,
+            compute_type=compute_type,
+            threads=threads,
         )
         self._library = recognizer.library
         self.takes_hotwords = recognizer.takes_hotwords
@@ -85,10 +84,8 @@ class StreamingEngine:
         ``hotwords`` are phrases parted by commas, semicolons or lines; without effect unless
         :attr:`takes_hotwords`. Raises InvalidRequest.
         """
-        if len(hotwords or "") > MAX_HOTWORDS:
-            raise InvalidRequest(f"hotwords must have at most {MAX_HOTWORDS} characters")
-        taken = hotwords if self.takes_hotwords else None
-        return StreamState(hotword_phrases(TranscribeOptions(hotwords=taken)))
+        check_hotwords(hotwords)
+        return StreamState(hotword_phrases(hotwords) if self.takes_hotwords else None)
 
     def step(self, steps: Sequence[Step]) -> list[tuple[Word, ...] | EngineFailed]:
         """The words of each utterance so far, times in seconds of the utterance.

@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from pydantic import ValidationError
 
 from configs.catalogue import ModelEntry
 from engines.sherpa_models import VoskOptions, load
@@ -24,7 +23,6 @@ from speech.errors import (
     Cancelled,
     EngineFailed,
     InvalidRequest,
-    ModelUnavailable,
     SpeechError,
 )
 from speech.ports import TranscribeOptions
@@ -40,7 +38,7 @@ _HONOURED = {
     "vad_filter",  # this family never decodes silence
 }
 _MAX_BATCH = 64
-MAX_HOTWORDS = 5000
+_MAX_HOTWORDS = 5000
 """Characters; the time that sherpa-onnx takes to cut them into pieces grows with their square."""
 _SHORTEST = SAMPLE_RATE // 2
 """Samples; shorter utterances are filled up with silence, the convolutions need some width."""
@@ -79,10 +77,7 @@ class VoskEngine:
         ``device`` is "cpu" or "cuda" (which needs sherpa-onnx's CUDA build); ``compute_type`` is
         "int8" for the quantised files.
         """
-        try:
-            self._options = VoskOptions.model_validate(entry.options)
-        except ValidationError as error:
-            raise ModelUnavailable(f"options of model '{entry.id}': {error}") from error
+        self._options = VoskOptions.of(entry)
         self._entry = entry
         self._recognizer = load(
             entry,
@@ -128,8 +123,7 @@ class VoskEngine:
             )
         if not 1 <= options.batch_size <= _MAX_BATCH:
             raise InvalidRequest(f"batch_size must be between 1 and {_MAX_BATCH}")
-        if len(options.hotwords or "") > MAX_HOTWORDS:
-            raise InvalidRequest(f"hotwords must have at most {MAX_HOTWORDS} characters")
+        check_hotwords(options.hotwords)
 
     def _warnings(self, options: TranscribeOptions) -> Iterator[str]:
         ignored = ignored_options(options, takes_hotwords=self._recognizer.takes_hotwords)
@@ -167,7 +161,7 @@ class VoskEngine:
         cancelled: Callable[[], bool],
     ) -> list["Hypothesis"]:
         recognizer = self._recognizer.library
-        hotwords = hotword_phrases(options) if self._recognizer.takes_hotwords else None
+        hotwords = hotword_phrases(options.hotwords) if self._recognizer.takes_hotwords else None
         streams = []
         for start, end in batch:
             stream = recognizer.create_stream(hotwords=hotwords)
@@ -242,12 +236,18 @@ class _Growing:
     probabilities: list[float] = field(default_factory=list)
 
 
-def hotword_phrases(options: TranscribeOptions) -> str | None:
+def check_hotwords(hotwords: str | None) -> None:
+    """Raises InvalidRequest for more hotwords than are taken."""
+    if len(hotwords or "") > _MAX_HOTWORDS:
+        raise InvalidRequest(f"hotwords must have at most {_MAX_HOTWORDS} characters")
+
+
+def hotword_phrases(hotwords: str | None) -> str | None:
     """Phrases parted by commas, semicolons or lines, as sherpa-onnx wants them: parted by ``/``.
 
     Only words are left of a phrase: a colon would be read as the beginning of a score.
     """
-    phrases = re.split(r"[,;/\n]", options.hotwords or "")
+    phrases = re.split(r"[,;/\n]", hotwords or "")
     worded = (" ".join(re.findall(r"[\w'’-]+", phrase)) for phrase in phrases)
     return "/".join(phrase for phrase in worded if phrase) or None
 

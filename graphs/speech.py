@@ -79,7 +79,7 @@ def _check_models(args: SpeechArgs, catalogue: Catalogue, models: dict[str, Mode
     if args.live is not None:
         for model in (args.live.default_model, *args.live.preloaded):
             entry = catalogue.find(model)
-            if entry is None or not entry.format.startswith("streaming_"):
+            if entry is None or not entry.streaming:
                 raise ValueError(f"live: {model!r} is no streaming model of the catalogue")
     for alias, meant in args.ingress.openai_aliases.items():
         if meant is not None and catalogue.find(meant) is None:

@@ -13,6 +13,8 @@ from speech.audio import SAMPLE_RATE
 from speech.errors import InvalidRequest
 from speech.segmentation import WINDOW_SAMPLES
 
+LONGEST_UTTERANCE_S = 30.0
+"""The most that ``max_utterance_s`` may be, and so what a recogniser has to hold."""
 PAUSE_WINDOWS = 2
 """Windows without speech that make a pause to cut in, 64 ms; server B's rule asks for 40 ms."""
 
@@ -101,7 +103,7 @@ class EndpointOptions:
             ("min_speech_s", 0.0, 2.0),
             ("silence_s", 0.1, 10.0),
             ("min_utterance_s", 0.0, 10.0),
-            ("max_utterance_s", 2.0, 30.0),
+            ("max_utterance_s", 2.0, LONGEST_UTTERANCE_S),
             ("pre_roll_s", 0.0, 2.0),
             ("tail_s", 0.0, 2.0),
         ):

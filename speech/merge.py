@@ -53,10 +53,7 @@ def later(segments: Iterable[Segment], seconds: float) -> tuple[Segment, ...]:
             segment,
             start=segment.start + seconds,
             end=segment.end + seconds,
-            words=tuple(
-                replace(word, start=word.start + seconds, end=word.end + seconds)
-                for word in segment.words
-            ),
+            words=tuple(word.later(seconds) for word in segment.words),
             seek=None if segment.seek is None else segment.seek + round(seconds * SEEKS_PER_S),
         )
         for segment in segments

@@ -430,7 +430,7 @@ class LiveSession:
             words = await self._stream.feed(self._tape.cut(self._fed, until))
             self._fed = until
             if self.options.partials:
-                self._say_partial(self._utterance, begin, until, words)
+                self.say_partial(self._utterance, begin, until, words)
         elif self.options.partials:
             if self._rerecognition is None:
                 self._rerecognition = _Rerecognition(self, self._utterance, begin)
@@ -515,16 +515,12 @@ class LiveSession:
 
     def say_partial(self, utterance: int, begin: int, end: int, words: tuple[Word, ...]) -> None:
         """A partial of an utterance, if it still goes on and says something new."""
-        if utterance == self._utterance:
-            self._say_partial(utterance, begin, end, words)
-
-    def _say_partial(self, number: int, begin: int, end: int, words: tuple[Word, ...]) -> None:
         text = _text(words)
-        if text == self._partial_text:
+        if utterance != self._utterance or text == self._partial_text:
             return
         self._partial_text = text
         placed = self._placed(words, begin)
-        self._say("partial", begin, end, utterance=number, text=text, words=placed)
+        self._say("partial", begin, end, utterance=utterance, text=text, words=placed)
 
     def part(self, begin: int, end: int) -> Samples:
         """Samples of the stream that are still held."""
@@ -532,7 +528,7 @@ class LiveSession:
 
     def _placed(self, words: tuple[Word, ...], begin: int) -> tuple[Word, ...]:
         at = self._offset_s + begin / SAMPLE_RATE
-        return tuple(replace(w, start=w.start + at, end=w.end + at) for w in words)
+        return tuple(word.later(at) for word in words)
 
     def _say(
         self, kind: Kind, start: int, end: int, arrived: float | None = None, **more: Any

@@ -48,10 +48,7 @@ class Sessions:
     @contextlib.contextmanager
     def socket(self) -> Iterator[None]:
         """The place of one socket. Raises Overloaded at once when there is none."""
-        if self.draining:
-            raise Overloaded("this replica is being stopped", 1.0)
-        if self._sockets >= self._max:
-            raise Overloaded(f"{self._max} streams are being heard already")
+        self._admit(self._sockets)
         self._sockets += 1
         try:
             yield
@@ -60,12 +57,10 @@ class Sessions:
 
     def start(self, session: LiveSession) -> None:
         """Let a session live, in place of one of the same id; raises Overloaded."""
-        if self.draining:
-            raise Overloaded("this replica is being stopped", 1.0)
-        if stale := self._entries.get(session.id):
+        stale = self._entries.get(session.id)
+        self._admit(self.count - (stale is not None))
+        if stale is not None:
             self._forget(stale)
-        if len(self._entries) >= self._max:
-            raise Overloaded(f"{self._max} streams are being heard already")
         task = asyncio.create_task(session.run())
         self._entries[session.id] = _Entry(session, task)
         self._observe(self.count)
@@ -98,6 +93,12 @@ class Sessions:
         else:
             self._forget(entry)
             await asyncio.gather(entry.task, return_exceptions=True)
+
+    def _admit(self, taken: int) -> None:
+        if self.draining:
+            raise Overloaded("this replica is being stopped", 1.0)
+        if taken >= self._max:
+            raise Overloaded(f"{self._max} streams are being heard already")
 
     def _forget(self, entry: _Entry) -> None:
         entry.task.cancel()

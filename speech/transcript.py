@@ -1,7 +1,7 @@
 """The one result value of the service: who said what, when, and how it sounded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Scores = Mapping[str, float]
@@ -17,6 +17,10 @@ class Word:
     end: float
     probability: float | None = None
     speaker: str | None = None
+
+    def later(self, seconds: float) -> "Word":
+        """The same word in the longer audio that its own begins ``seconds`` into."""
+        return replace(self, start=self.start + seconds, end=self.end + seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,20 +40,6 @@ FRAME = SECOND // 10
 END = {"type": "end"}
 
 
-@pytest.fixture
-async def quick():
-    """The service with fakes."""
-    async with serving(Ears()) as service:
-        yield service
-
-
-@pytest.fixture
-async def demo():
-    """The service with the demo models."""
-    async with serving() as service:
-        yield service
-
-
 @pytest.fixture(scope="module")
 def spoken(demo_audio):
     """Sentences in two languages."""

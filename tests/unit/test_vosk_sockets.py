@@ -32,20 +32,6 @@ SECOND = 2 * SAMPLE_RATE
 LONGEST_S = 15.0
 
 
-@pytest.fixture
-async def quick():
-    """The service with fakes."""
-    async with serving(Ears()) as service:
-        yield service
-
-
-@pytest.fixture
-async def demo():
-    """The service with the demo models."""
-    async with serving() as service:
-        yield service
-
-
 @pytest.fixture(scope="module")
 def spoken(demo_audio):
     """Sentences in two languages, each with a pause of a second behind it."""
