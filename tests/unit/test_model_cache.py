@@ -1,3 +1,4 @@
+import gc
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,6 +11,14 @@ from hypothesis import strategies as st
 
 from engines.cache import ModelCache
 from speech.errors import Overloaded
+
+
+@pytest.fixture(autouse=True)
+def collections_that_are_quick() -> Iterator[None]:
+    """A load collects garbage first; all that other tests left in the process is not looked at."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Model:
