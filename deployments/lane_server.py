@@ -4,8 +4,9 @@ A lane is a WebSocket between an ingress and a recogniser replica. It carries th
 ingress: a message is a msgpack list of calls one way, of answers the other way. Audio is float32,
 so that a replay hears exactly what was heard before. Per stream one call is under way at a time:
 
-- ``[stream, "open", model, hotwords]``, ``[stream, "feed", audio]``, ``[stream, "finish", audio]``
-  (which feeds first) are answered by ``[stream, words, None]`` or ``[stream, [], error]``;
+- ``[stream, "open", model, hotwords]``, ``[stream, "feed", audio]`` and
+  ``[stream, "finish", audio, quiet_s]`` (which feeds first) are answered by
+  ``[stream, words, None]`` or ``[stream, [], error]``;
 - ``[stream, "close"]`` is not answered and may come at any time.
 
 Numbers of streams are the client's; a lane uses none twice.
@@ -192,6 +193,10 @@ class _Lag:
         return longest_s
 
 
+_Call = tuple[bytes, float | None]
+"""Audio, and how long nobody spoke if the utterance ends with it."""
+
+
 class _Host:
     """The streams of one lane, each in a task of its own that lives as long as the stream."""
 
@@ -200,7 +205,7 @@ class _Host:
     ) -> None:
         self._recognizer = recognizer
         self._socket = socket
-        self._streams: dict[int, tuple[asyncio.Task[None], asyncio.Queue[tuple[str, bytes]]]] = {}
+        self._streams: dict[int, tuple[asyncio.Task[None], asyncio.Queue[_Call]]] = {}
         self._outbox = Outbox()
         self._lag = lag
 
@@ -228,12 +233,14 @@ class _Host:
     def _take(self, call: list[Any]) -> None:
         match call:
             case [int(stream), "open", str(model), str() | None as hotwords]:
-                calls: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(1)
+                calls: asyncio.Queue[_Call] = asyncio.Queue(1)
                 task = asyncio.create_task(self._live(stream, model, hotwords, calls))
                 self._streams[stream] = task, calls
                 task.add_done_callback(lambda _: self._streams.pop(stream, None))
-            case [int(stream), "feed" | "finish" as kind, bytes(audio)]:
-                self._streams[stream][1].put_nowait((kind, audio))
+            case [int(stream), "feed", bytes(audio)]:
+                self._streams[stream][1].put_nowait((audio, None))
+            case [int(stream), "finish", bytes(audio), float(quiet_s)]:
+                self._streams[stream][1].put_nowait((audio, quiet_s))
             case [int(stream), "close"]:
                 if stream in self._streams:
                     self._streams[stream][0].cancel()
@@ -245,7 +252,7 @@ class _Host:
         number: int,
         model: str,
         hotwords: str | None,
-        calls: asyncio.Queue[tuple[str, bytes]],
+        calls: asyncio.Queue[_Call],
     ) -> None:
         try:
             stream = await self._recognizer.open(model, hotwords)
@@ -255,10 +262,10 @@ class _Host:
         try:
             self._outbox.post([number, [], None])
             while True:
-                kind, audio = await calls.get()
+                call = await calls.get()
                 try:
                     with self._lag.measured():
-                        words = await _words(stream, kind, audio)
+                        words = await _words(stream, *call)
                     self._outbox.post([number, [_packed_word(word) for word in words], None])
                 except Exception as error:
                     self._outbox.post([number, [], _packed_error(error)])
@@ -266,13 +273,15 @@ class _Host:
             await stream.close()
 
 
-async def _words(stream: RecognizerStream, kind: str, audio: bytes) -> tuple[Word, ...]:
+async def _words(
+    stream: RecognizerStream, audio: bytes, finish_after_s: float | None
+) -> tuple[Word, ...]:
     samples = np.frombuffer(audio, np.float32)
-    if kind == "feed":
+    if finish_after_s is None:
         return await stream.feed(samples)
     if len(samples):
         await stream.feed(samples)
-    return await stream.finish()
+    return await stream.finish(finish_after_s)
 
 
 def _packed_word(word: Word) -> list[Any]:

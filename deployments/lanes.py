@@ -226,11 +226,11 @@ class LaneStream:
         self._heard_samples += len(samples)
         return await self._call("feed", audio)
 
-    async def finish(self) -> tuple[Word, ...]:
+    async def finish(self, quiet_s: float = 0.0) -> tuple[Word, ...]:
         """See the port; raises what :meth:`feed` does."""
         if not self._heard:
             return ()
-        words = await self._call("finish", b"")
+        words = await self._call("finish", b"", quiet_s)
         self._forget()
         return words
 
@@ -244,7 +244,7 @@ class LaneStream:
         self._seat = await self._recognizer.seat(self._model, self._hotwords, patience_s)
         return self._seat
 
-    async def _call(self, kind: str, audio: bytes) -> tuple[Word, ...]:
+    async def _call(self, kind: str, audio: bytes, *more: float) -> tuple[Word, ...]:
         recover_s = self._recognizer.recover_s
         for _ in range(_MAX_DEATHS):
             seat = self._seat
@@ -253,7 +253,7 @@ class LaneStream:
                 seat = await self.take_seat(recover_s)
                 audio = b"".join(self._heard)
             try:
-                return await seat.ask(kind, audio, recover_s)
+                return await seat.ask([kind, audio, *more], recover_s)
             except LaneBroken:
                 continue
             except BaseException as error:
@@ -297,8 +297,8 @@ class _Seat:
     async def open(self, model: str, hotwords: str | None, timeout_s: float) -> None:
         await self._lane.ask([self._number, "open", model, hotwords], timeout_s)
 
-    async def ask(self, kind: str, audio: bytes, timeout_s: float) -> tuple[Word, ...]:
-        return await self._lane.ask([self._number, kind, audio], timeout_s)
+    async def ask(self, call: list[Any], timeout_s: float) -> tuple[Word, ...]:
+        return await self._lane.ask([self._number, *call], timeout_s)
 
     def leave(self) -> None:
         if not self._lane.broken:

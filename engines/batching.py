@@ -11,6 +11,10 @@ from speech.errors import Cancelled, Overloaded
 T = TypeVar("T")
 R = TypeVar("R")
 
+LONGEST_TICKS = 4
+"""With live recognition's tick of 40 ms a busy thread works every 160 ms: about a step of its
+models, in which every stream gets ready to join the batch."""
+
 
 class MicroBatcher(Generic[T, R]):
     """Awaits ``run`` for single items, and calls it with many.
@@ -18,8 +22,9 @@ class MicroBatcher(Generic[T, R]):
     ``run`` maps items to results of the same number and order, in a thread that nothing else uses;
     an exception among the results fails its item alone, one that is raised fails the batch. It is
     called with all that waits, at most ``max_batch`` items, as soon as it has returned from the
-    batch before and ``tick_s`` seconds have gone by since that began. A longer tick makes batches
-    larger and answers later. For one event loop at a time.
+    batch before and ``tick_s`` seconds have gone by since that began, or twice as long as it took,
+    up to :data:`LONGEST_TICKS` ticks: a longer tick makes batches larger, which cost less, and
+    answers later, so that it grows with the load. For one event loop at a time.
     """
 
     def __init__(
@@ -37,7 +42,7 @@ class MicroBatcher(Generic[T, R]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self._waiting: dict[asyncio.Future[R], T] = {}  # in the order of their coming
         self._worker: asyncio.Task[None] | None = None
-        self._began = float("-inf")
+        self._next = float("-inf")
         self._closed = False
 
     async def submit(self, item: T) -> R:
@@ -74,15 +79,18 @@ class MicroBatcher(Generic[T, R]):
         try:
             while self._waiting:
                 # Even without a tick to wait for: tasks that are ready now get to submit theirs.
-                await asyncio.sleep(self._began + self._tick_s - loop.time())
+                await asyncio.sleep(self._next - loop.time())
                 batch = dict(islice(self._waiting.items(), self._max_batch))
                 for future in batch:
                     del self._waiting[future]
                 # A future is cancelled before its awaiting task hears of it.
                 batch = {future: item for future, item in batch.items() if not future.done()}
                 if batch:
-                    self._began = loop.time()
+                    began = loop.time()
                     await self._finish(batch)
+                    spent_s = loop.time() - began
+                    ticks_s = LONGEST_TICKS * self._tick_s
+                    self._next = began + min(max(self._tick_s, 2 * spent_s), ticks_s)
         finally:
             self._worker = None
 

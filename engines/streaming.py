@@ -41,11 +41,15 @@ class StreamState:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """More of the utterance of a stream, float32 at 16 kHz, and whether it ends with it."""
+    """More of the utterance of a stream, float32 at 16 kHz, and whether it ends with it.
+
+    One that ends had no speech in its last ``quiet`` samples.
+    """
 
     stream: StreamState
     samples: Samples
     finish: bool = False
+    quiet: int = 0
 
 
 class StreamingEngine:
@@ -114,7 +118,8 @@ class StreamingEngine:
         # The bindings take numbers one by one, faster from a list than from an array.
         stream.library.accept_waveform(SAMPLE_RATE, step.samples.tolist())
         if step.finish:
-            stream.library.accept_waveform(SAMPLE_RATE, TAIL.tolist())
+            # Silence that was heard pushes the last words out as well as silence made up.
+            stream.library.accept_waveform(SAMPLE_RATE, TAIL[step.quiet :].tolist())
             stream.library.input_finished()
 
     def _decode(
@@ -255,9 +260,9 @@ class LocalStream:
             words = await self._step(samples[first : first + _LONGEST_STEP])
         return words
 
-    async def finish(self) -> tuple[Word, ...]:
+    async def finish(self, quiet_s: float = 0.0) -> tuple[Word, ...]:
         """See the port. Raises EngineFailed, Cancelled."""
-        return await self._step(_NOTHING, finish=True)
+        return await self._step(_NOTHING, finish=True, quiet=round(quiet_s * SAMPLE_RATE))
 
     async def close(self) -> None:
         """See the port; may be called again."""
@@ -265,11 +270,13 @@ class LocalStream:
             self._state = None
             self._freed()
 
-    async def _step(self, samples: Samples, *, finish: bool = False) -> tuple[Word, ...]:
+    async def _step(
+        self, samples: Samples, *, finish: bool = False, quiet: int = 0
+    ) -> tuple[Word, ...]:
         if self._state is None:
             raise Cancelled("the stream is closed")
         try:
-            return await self._model.batcher.submit(Step(self._state, samples, finish))
+            return await self._model.batcher.submit(Step(self._state, samples, finish, quiet))
         except asyncio.CancelledError:
             await self.close()
             raise

@@ -31,13 +31,15 @@ class SpeechStart:
 class Utterance:
     """A finished utterance [begin, end).
 
-    ``known`` is how far the stream was heard when its end was found. ``spoken`` is False where
-    nobody spoke in it; after one that was ``cut`` the next begins at ``end`` without a gap.
+    ``known`` is how far the stream was heard when its end was found, the last ``quiet`` samples of
+    it without speech. ``spoken`` is False where nobody spoke in it; after one that was ``cut`` the
+    next begins at ``end`` without a gap.
     """
 
     begin: int
     end: int
     known: int
+    quiet: int = 0
     spoken: bool = True
     cut: bool = False
 
@@ -157,7 +159,8 @@ class Endpointer:
         self._floor = max(self._floor, end)
         if begin is None or end <= begin:
             return []
-        return [SpeechEnd(min(self._quiet_since * WINDOW_SAMPLES, end)), Utterance(begin, end, end)]
+        spoken_until = min(max(self._quiet_since * WINDOW_SAMPLES, begin), end)
+        return [SpeechEnd(spoken_until), Utterance(begin, end, end, end - spoken_until)]
 
     def _wait(self, probability: float) -> list[Mark]:
         self._run = self._run + 1 if probability >= self._options.threshold else 0
@@ -182,9 +185,10 @@ class Endpointer:
         lasted = now - self._begin
         quiet = self._window - self._quiet_since
         if quiet >= self._silence and lasted >= self._options.min_utterance_s * SAMPLE_RATE:
-            spoken_until = self._quiet_since * WINDOW_SAMPLES
-            end = min(spoken_until + self._tail, now)
-            mark = Utterance(self._begin, end, now)
+            # One that a cut began in this very pause is all silence.
+            spoken_until = max(self._quiet_since * WINDOW_SAMPLES, self._begin)
+            end = min(max(spoken_until + self._tail, self._begin + WINDOW_SAMPLES), now)
+            mark = Utterance(self._begin, end, now, now - spoken_until)
             self._begin, self._floor, self._run = None, end, 0
             return [SpeechEnd(spoken_until), mark]
         if len(self._pending) < self._longest:
@@ -236,7 +240,7 @@ class PauseCutter:
             end = (self._window - len(self._pending) + windows) * WINDOW_SAMPLES
             spoken = max(self._pending[:windows]) >= self._threshold
             now = self._window * WINDOW_SAMPLES
-            marks.append(Utterance(self._begin, end, now, spoken, cut=True))
+            marks.append(Utterance(self._begin, end, now, spoken=spoken, cut=True))
             self._begin, self._pending = end, self._pending[windows:]
         return marks
 
@@ -246,7 +250,7 @@ class PauseCutter:
         partial = end > self._window * WINDOW_SAMPLES
         spoken = partial or max(self._pending, default=0.0) >= self._threshold
         self._pending = []
-        return [Utterance(begin, end, end, spoken)] if end > begin else []
+        return [Utterance(begin, end, end, spoken=spoken)] if end > begin else []
 
     def _silence_before(self) -> int:
         """Windows to cut off when silence is followed by speech without a pause; else 0."""

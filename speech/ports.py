@@ -157,8 +157,11 @@ class RecognizerStream(Protocol):
         """
         ...
 
-    async def finish(self) -> tuple[Word, ...]:
-        """The words of the whole utterance; the next ``feed`` begins another one."""
+    async def finish(self, quiet_s: float = 0.0) -> tuple[Word, ...]:
+        """The words of the whole utterance; the next ``feed`` begins another one.
+
+        Nobody spoke in the last ``quiet_s`` seconds of it.
+        """
         ...
 
     async def close(self) -> None:

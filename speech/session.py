@@ -444,7 +444,7 @@ class LiveSession:
             # To where the end was known, so that the size of frames changes no word.
             if self._fed < mark.known:
                 await self._stream.feed(self._tape.cut(self._fed, mark.known))
-            words = await self._stream.finish()
+            words = await self._stream.finish(mark.quiet / SAMPLE_RATE)
             self._fed = mark.end
             if self.options.streaming:
                 heard = _before(words, mark)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -77,6 +78,23 @@ async def test_a_tick_gathers_though_the_thread_is_free() -> None:
     await batcher.submit(1)
     early = await waiting(batcher, 2)
     await asyncio.sleep(0.01)
+    assert await batcher.submit(3) == 6
+    assert await early[0] == 4
+    assert mill.batches == [[1], [2, 3]]
+    batcher.close()
+
+
+async def test_a_thread_that_works_long_gathers_longer() -> None:
+    mill = Mill()
+
+    def grind(items: Sequence[int]) -> list[int | Exception]:
+        time.sleep(0.3)
+        return mill(items)
+
+    batcher = MicroBatcher(grind, max_batch=10, tick_s=0.2)
+    await batcher.submit(1)
+    early = await waiting(batcher, 2)
+    await asyncio.sleep(0.1)  # longer than the tick after the last batch began
     assert await batcher.submit(3) == 6
     assert await early[0] == 4
     assert mill.batches == [[1], [2, 3]]

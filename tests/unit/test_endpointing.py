@@ -101,6 +101,13 @@ def test_a_long_utterance_is_cut_in_its_last_pause():
     assert second.begin == first.end
 
 
+def test_a_cut_in_the_pause_that_goes_on_leaves_a_silent_utterance_of_some_length():
+    heard = sound((SPEECH, 14.4), (SILENCE, 1))
+    first, second = utterances(finished(Endpointer(EndpointOptions()), heard))
+    assert first.cut
+    assert first.end == second.begin < second.end <= second.known
+
+
 def test_speech_without_a_pause_is_cut_where_speech_is_least_likely():
     heard = sound((SPEECH, 11), (0.6, 0.04), (SPEECH, 9))
     first, *_ = utterances(finished(Endpointer(EndpointOptions()), heard))

@@ -58,6 +58,7 @@ class Ear:
         self.open_streams = 0
         self.opened: list[tuple[str, str | None]] = []
         self.fed = 0
+        self.quiet_s: list[float] = []
         self.attention = asyncio.Event()
         self.attention.set()
         self.die: Callable[[], Awaitable[None]] | None = None
@@ -87,7 +88,8 @@ class EarStream:
         self.values += samples.tolist()
         return self._words()
 
-    async def finish(self) -> tuple[Word, ...]:
+    async def finish(self, quiet_s: float = 0.0) -> tuple[Word, ...]:
+        self.ear.quiet_s.append(quiet_s)
         words, self.values = self._words(), []
         return words
 
@@ -209,7 +211,8 @@ async def test_a_stream_gives_its_words_utterance_by_utterance(replicas: Replica
     assert ear.opened == [("m", "hot, words")]
     assert await stream.feed(audio(1)) == (Word("1.0", 0, 1, 0.5),)
     assert heard(await stream.feed(audio(2, 0.1))) == [1, 2, np.float32(0.1)]
-    assert len(await stream.finish()) == 3
+    assert len(await stream.finish(0.75)) == 3
+    assert ear.quiet_s == [0.75]
     assert await stream.finish() == ()
     assert heard(await stream.feed(audio(4))) == [4]
     await stream.close()

@@ -60,6 +60,7 @@ class Ears:
     def __init__(self):
         self.open_streams = 0
         self.asked = []
+        self.quiet_s = []
         self.answer = None
         self.hold = asyncio.Event()
         self.hold.set()
@@ -94,7 +95,8 @@ class Stream:
         self._heard.append(samples)
         return spoken(np.concatenate(self._heard))
 
-    async def finish(self):
+    async def finish(self, quiet_s=0.0):
+        self._ears.quiet_s.append(quiet_s)
         heard, self._heard = self._heard, []
         return spoken(np.concatenate(heard)) if heard else ()
 
@@ -163,6 +165,13 @@ def texts(events):
 
 
 TWO = pcm(silence(1), phrase(1, 2, 3), silence(1.5), phrase(4, 5), silence(1.5))
+
+
+async def test_the_recogniser_is_told_how_long_nobody_spoke(ears):
+    await told(session_of(ears), pcm(silence(1), phrase(1, 2), silence(1.5), phrase(3)))
+    paused, at_the_end = ears.quiet_s
+    assert paused == pytest.approx(STREAMING.endpointing.silence_s, abs=0.05)
+    assert at_the_end == pytest.approx(GAP_S, abs=0.05)
 
 
 @pytest.mark.parametrize("options", [STREAMING, UTTERANCES], ids=["streaming", "utterances"])

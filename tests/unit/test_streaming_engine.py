@@ -133,6 +133,18 @@ async def test_the_size_of_a_chunk_changes_nothing(
         assert await heard(stream, audio) == words
 
 
+@pytest.mark.parametrize("quiet_s", [0.1, 0.35, 0.6, 2.0])
+async def test_silence_that_was_heard_is_not_made_up_once_more(
+    recognizer: LocalRecognizer, spoken: list[Clip], expected: list[Words], quiet_s: float
+) -> None:
+    stream = await recognizer.open(MODEL)
+    quiet = np.zeros(round(quiet_s * SAMPLE_RATE), np.float32)
+    for clip, words in zip(spoken[:3], expected[:3], strict=True):
+        await stream.feed(np.concatenate((clip.samples, quiet)))
+        found = await stream.finish(quiet_s)
+        assert [word.text for word in found] == [word.text for word in words]
+
+
 @given(cuts=st.lists(st.integers(0, 4 * SAMPLE_RATE), max_size=30))
 @settings(max_examples=20, deadline=None)
 def test_audio_may_be_cut_anywhere(
