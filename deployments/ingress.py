@@ -15,7 +15,7 @@ from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings, LiveSettings
 from deployments.drain import when_draining
 from deployments.flow import FlowControl
-from deployments.live_ports import live_models, live_ports
+from deployments.live_ports import live_models, live_ports, recognition_lag_s
 from deployments.metrics import observe_sessions
 from deployments.models import ModelFiles
 from deployments.service import GraphService
@@ -39,14 +39,19 @@ class Ingress:
         self._service = GraphService(
             catalogue, handles, defaults, timeouts_s, settings.default_transcriber
         )
+        self._ports = live_ports(live, settings, files, catalogue, handles, timeouts_s)
         self._streams = LiveStreams(
             self._service,
-            live_ports(live, settings, files, catalogue, handles, timeouts_s),
+            self._ports,
             settings.sessions,
             live_models(live, settings, defaults),
             observe_sessions,
         )
         self._draining: asyncio.Task[None] | None = None
+
+    async def record_autoscaling_stats(self) -> Mapping[str, float]:
+        """What :class:`deployments.scaling.FollowRequests` looks at."""
+        return {"lag_s": recognition_lag_s(self._ports)}
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         self._draining = asyncio.create_task(when_draining(self._streams.sessions.drain))

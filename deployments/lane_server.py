@@ -16,10 +16,8 @@ import asyncio
 import hmac
 import logging
 import secrets
-import time
 from collections import deque
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,7 +118,6 @@ class LaneServer:
         self._recognizer = recognizer
         self._server: Server | None = None
         self._hosts: set[_Host] = set()
-        self._lag = _Lag()
 
     async def start(self) -> None:
         """Listen on a free port of ``host``, once."""
@@ -147,10 +144,6 @@ class LaneServer:
         """Streams of all lanes together."""
         return sum(host.streams for host in self._hosts)
 
-    def lag_s(self) -> float:
-        """The longest that a call waited for its words since this was last asked, in seconds."""
-        return self._lag.longest_s()
-
     def _refuse(self, socket: ServerConnection, request: Request) -> Response | None:
         given = request.headers.get("Authorization", "")
         if hmac.compare_digest(given.encode(), bearer(self.token).encode()):
@@ -158,7 +151,7 @@ class LaneServer:
         return socket.respond(401, "this lane needs its token\n")
 
     async def _accept(self, socket: ServerConnection) -> None:
-        host = _Host(self._recognizer, socket, self._lag)
+        host = _Host(self._recognizer, socket)
         self._hosts.add(host)
         try:
             await host.run()
@@ -171,28 +164,6 @@ def bearer(token: str) -> str:
     return f"Bearer {token}"
 
 
-class _Lag:
-    """How long calls take: the longest since last asked, those that are under way included."""
-
-    def __init__(self) -> None:
-        self._since: dict[object, float] = {}
-        self._longest_s = 0.0
-
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        call = object()
-        self._since[call] = time.monotonic()
-        try:
-            yield
-        finally:
-            self._longest_s = max(self._longest_s, time.monotonic() - self._since.pop(call))
-
-    def longest_s(self) -> float:
-        waiting = [time.monotonic() - since for since in self._since.values()]
-        longest_s, self._longest_s = max([self._longest_s, *waiting]), 0.0
-        return longest_s
-
-
 _Call = tuple[bytes, float | None]
 """Audio, and how long nobody spoke if the utterance ends with it."""
 
@@ -200,14 +171,11 @@ _Call = tuple[bytes, float | None]
 class _Host:
     """The streams of one lane, each in a task of its own that lives as long as the stream."""
 
-    def __init__(
-        self, recognizer: StreamingRecognizer, socket: ServerConnection, lag: _Lag
-    ) -> None:
+    def __init__(self, recognizer: StreamingRecognizer, socket: ServerConnection) -> None:
         self._recognizer = recognizer
         self._socket = socket
         self._streams: dict[int, tuple[asyncio.Task[None], asyncio.Queue[_Call]]] = {}
         self._outbox = Outbox()
-        self._lag = lag
 
     @property
     def streams(self) -> int:
@@ -264,8 +232,7 @@ class _Host:
             while True:
                 call = await calls.get()
                 try:
-                    with self._lag.measured():
-                        words = await _words(stream, *call)
+                    words = await _words(stream, *call)
                     self._outbox.post([number, [_packed_word(word) for word in words], None])
                 except Exception as error:
                     self._outbox.post([number, [], _packed_error(error)])

@@ -30,12 +30,12 @@ class Live:
 
         load = partial(streaming_engine, files, hardware(settings))
         loaded = {model: load(model) for model in settings.preloaded}
-        recognizer = LocalRecognizer(
+        self._recognizer = LocalRecognizer(
             lambda model: loaded.get(model) or load(model),
             tick_s=settings.tick_s,
             max_streams=settings.max_streams,
         )
-        self._server = LaneServer(recognizer, ray.util.get_node_ip_address())
+        self._server = LaneServer(self._recognizer, ray.util.get_node_ip_address())
 
     async def lane(self) -> dict[str, Any]:
         """A packed :class:`deployments.lane_server.LaneAddress`."""
@@ -55,7 +55,7 @@ class Live:
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
         """What :class:`deployments.scaling.FollowStreams` looks at."""
-        return {"streams": self._server.streams, "lag_s": self._server.lag_s()}
+        return {"streams": self._server.streams, "lag_s": self._recognizer.lag_s()}
 
 
 def live_options(settings: LiveSettings) -> dict[str, Any]:

@@ -79,6 +79,16 @@ def _streaming(
     return LocalRecognizer(load, tick_s=live.tick_s, max_streams=live.max_streams)
 
 
+def recognition_lag_s(ports: LivePorts) -> float:
+    """How late the recogniser in this process is; replicas of their own scale by their own lag."""
+    if ports.streaming is None or isinstance(ports.streaming, LaneRecognizer):
+        return 0.0
+    from engines.streaming import LocalRecognizer
+
+    assert isinstance(ports.streaming, LocalRecognizer)
+    return ports.streaming.lag_s()
+
+
 class _Detectors:
     """Voice activity detectors; the libraries load with the first stream."""
 

@@ -1,4 +1,4 @@
-"""How many recogniser replicas live streams need.
+"""How many replicas live streams need.
 
 Serve copies this module into its controller by value, so it imports nothing of the project.
 """
@@ -6,6 +6,7 @@ Serve copies this module into its controller by value, so it imports nothing of 
 import math
 from typing import Any
 
+from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 
 LAG_LIMIT_S = 0.5
@@ -22,13 +23,24 @@ class FollowStreams:
     def __init__(self, target_streams: float) -> None:
         self._target_streams = target_streams
 
-    def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+    def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         stats = context.aggregated_metrics or {}
         streams = stats.get("streams", {}).values()
-        lags_s = stats.get("lag_s", {}).values()
         if not streams:
             return context.target_num_replicas, {}
         wanted = math.ceil(sum(streams) / self._target_streams)
-        if max(lags_s, default=0.0) > LAG_LIMIT_S:
-            wanted = max(wanted, context.current_num_replicas + 1)
-        return wanted, {}
+        return _more_if_late(wanted, context), {}
+
+
+class FollowRequests:
+    """Serve's own policy, sockets being requests, and one more replica while one lags behind."""
+
+    def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+        wanted, state = replica_queue_length_autoscaling_policy(context)
+        return _more_if_late(wanted, context), state
+
+
+def _more_if_late(wanted: float, context: AutoscalingContext) -> float:
+    lags_s = (context.aggregated_metrics or {}).get("lag_s", {}).values()
+    late = max(lags_s, default=0.0) > LAG_LIMIT_S
+    return max(wanted, context.current_num_replicas + 1) if late else wanted

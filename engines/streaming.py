@@ -5,7 +5,9 @@ The streams that have audio for another chunk of the model are decoded together.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,7 +175,12 @@ class LocalRecognizer:
         self._max_streams = max_streams
         self._models: dict[str, asyncio.Task[_Model]] = {}
         self._streams = 0
+        self._lag = _Lag()
         self._closed = False
+
+    def lag_s(self) -> float:
+        """The longest that a stream waited for its words since this was last asked, in seconds."""
+        return self._lag.longest_s()
 
     @property
     def streams(self) -> int:
@@ -188,7 +195,7 @@ class LocalRecognizer:
         self._streams += 1
         try:
             loaded = await self._model(model)
-            return LocalStream(loaded, loaded.engine.open(hotwords), self._freed)
+            return LocalStream(loaded, loaded.engine.open(hotwords), self._lag, self._freed)
         except BaseException:
             self._freed()
             raise
@@ -229,6 +236,28 @@ class LocalRecognizer:
         self._streams -= 1
 
 
+class _Lag:
+    """How long steps take: the longest since last asked, those that are under way included."""
+
+    def __init__(self) -> None:
+        self._since: dict[object, float] = {}
+        self._longest_s = 0.0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        step = object()
+        self._since[step] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._longest_s = max(self._longest_s, time.monotonic() - self._since.pop(step))
+
+    def longest_s(self) -> float:
+        waiting = [time.monotonic() - since for since in self._since.values()]
+        longest_s, self._longest_s = max([self._longest_s, *waiting]), 0.0
+        return longest_s
+
+
 @dataclass(frozen=True, slots=True)
 class _Model:
     engine: StreamingEngine
@@ -243,8 +272,11 @@ class LocalStream:
     another. A closed stream raises Cancelled.
     """
 
-    def __init__(self, model: _Model, state: StreamState, freed: Callable[[], None]) -> None:
+    def __init__(
+        self, model: _Model, state: StreamState, lag: _Lag, freed: Callable[[], None]
+    ) -> None:
         self._model = model
+        self._lag = lag
         self._state: StreamState | None = state
         self._freed = freed
 
@@ -276,7 +308,8 @@ class LocalStream:
         if self._state is None:
             raise Cancelled("the stream is closed")
         try:
-            return await self._model.batcher.submit(Step(self._state, samples, finish, quiet))
+            with self._lag.measured():
+                return await self._model.batcher.submit(Step(self._state, samples, finish, quiet))
         except asyncio.CancelledError:
             await self.close()
             raise

@@ -15,6 +15,7 @@ from deployments.ingress import Ingress
 from deployments.live import Live, live_options
 from deployments.models import ModelFiles
 from deployments.options import serve_options
+from deployments.scaling import FollowRequests
 from deployments.vosk import Vosk
 from deployments.whisper import Whisper
 
@@ -47,7 +48,9 @@ def build(args: SpeechArgs) -> Application:
         handles["live"] = _deployed(Live, live_options(args.live)).bind(args.live, files)
     timeouts_s = {family: settings.timeout_s for family, settings in models.items()}
     running = args.ingress.max_concurrent_requests + args.ingress.sessions.max_sessions + HTTP_SLACK
-    return _deployed(Ingress, serve_options(args.ingress, running)).bind(
+    options = serve_options(args.ingress, running)
+    options["autoscaling_config"]["policy"] = {"policy_function": FollowRequests}
+    return _deployed(Ingress, options).bind(
         args.ingress,
         catalogue,
         handles,

@@ -13,6 +13,7 @@ import ray
 import yaml
 from ray import serve
 from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
 
 from configs.settings import SpeechArgs
 from graphs.speech import build
@@ -37,6 +38,12 @@ def cluster() -> Iterator[str]:
     serve.shutdown()
     ray.shutdown()
     nodes.shutdown()
+
+
+def living_actors(**more: Any) -> list[Any]:
+    """What Ray's state API knows of them; of this cluster, whatever else runs on the machine."""
+    address = ray.get_runtime_context().gcs_address
+    return list_actors(address, filters=[("state", "=", "ALIVE")], limit=1000, **more)
 
 
 @pytest.fixture(scope="session")

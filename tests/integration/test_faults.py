@@ -16,9 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
-from ray.util.state import list_actors
 
-from tests.integration.conftest import Service
+from tests.integration.conftest import Service, living_actors
 
 Process = Callable[..., httpx.Response]
 
@@ -26,8 +25,7 @@ Process = Callable[..., httpx.Response]
 def replica_pids(app: str, deployment: str) -> set[int]:
     """Process ids of the living replicas of a deployment."""
     prefix = f"SERVE_REPLICA::{app}#{deployment}#"
-    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-    return {a.pid for a in actors if a.name.startswith(prefix) and a.pid}
+    return {a.pid for a in living_actors() if a.name.startswith(prefix) and a.pid}
 
 
 def eventually(condition: Callable[[], bool], within_s: float = 60) -> None:

@@ -9,11 +9,10 @@ import httpx
 import pytest
 import ray
 from ray import serve
-from ray.util.state import list_actors
 
 from configs.settings import SpeechArgs
 from graphs.speech import build
-from tests.integration.conftest import Service
+from tests.integration.conftest import Service, living_actors
 from tests.integration.test_faults import eventually
 
 Process = Callable[..., httpx.Response]
@@ -91,8 +90,7 @@ def test_fractional_deployments_spread_over_nodes_and_gpus(
 def _gpus_of_replicas(app: str) -> dict[str, dict[str, int]]:
     """Replicas of each deployment by node, for those that hold a share of a GPU."""
     found: dict[str, dict[str, int]] = {}
-    actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True, limit=1000)
-    for actor in actors:
+    for actor in living_actors(detail=True):
         if not actor.name.startswith(f"SERVE_REPLICA::{app}#"):
             continue
         if actor.required_resources.get("GPU", 0) == 0:

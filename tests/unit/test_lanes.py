@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ray.serve.config import AutoscalingConfig
 from websockets.asyncio.client import connect
 from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection, serve
@@ -22,7 +23,7 @@ from configs.catalogue import Catalogue
 from configs.settings import LiveSettings, Scaling
 from deployments.lane_server import LaneAddress, LaneServer, bearer
 from deployments.lanes import LaneRecognizer
-from deployments.scaling import FollowStreams
+from deployments.scaling import FollowRequests, FollowStreams
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import (
     DeadlineExceeded,
@@ -481,20 +482,6 @@ async def test_streams_move_to_a_new_replica_between_utterances(replicas: Replic
     assert min(r.server.streams for r in replicas.shown) >= 3
 
 
-async def test_the_server_tells_how_long_calls_wait(replicas: Replicas) -> None:
-    [ear] = await replicas.ears(1)
-    server = replicas.shown[0].server
-    stream = await replicas.recognizer().open("m")
-    assert server.lag_s() == 0.0
-    ear.attention.clear()
-    call = asyncio.create_task(stream.feed(audio(1)))
-    await eventually(lambda: server.lag_s() > 0.1)
-    ear.attention.set()
-    await call
-    assert server.lag_s() > 0.1, "since it was last asked"
-    assert server.lag_s() == 0.0
-
-
 @pytest.mark.parametrize(
     ("streams", "lags_s", "wanted"),
     [
@@ -516,6 +503,22 @@ def test_replicas_are_wanted_for_streams_and_for_lag(
         aggregated_metrics=stats if streams else {}, current_num_replicas=2, target_num_replicas=2
     )
     assert FollowStreams(target_streams=10)(context) == (wanted, {})
+
+
+@pytest.mark.parametrize(
+    ("requests", "lag_s", "wanted"), [(10, 0.1, 1), (10, 0.9, 3), (40, 0.1, 4), (40, 0.9, 4)]
+)
+def test_ingress_replicas_are_wanted_for_requests_and_for_lag(
+    requests: int, lag_s: float, wanted: int
+) -> None:
+    context = SimpleNamespace(
+        aggregated_metrics={"lag_s": {"a": 0.0, "b": lag_s}},
+        current_num_replicas=2,
+        target_num_replicas=2,
+        total_num_requests=requests,
+        config=AutoscalingConfig(target_ongoing_requests=10),
+    )
+    assert FollowRequests()(context) == (wanted, {})
 
 
 def test_live_replicas_cannot_scale_to_zero() -> None:

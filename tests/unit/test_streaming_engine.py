@@ -277,6 +277,21 @@ def open_utterances() -> int:
     return sum(state.library is not None for state in states)
 
 
+async def test_it_is_told_how_long_streams_wait(folder: Path, spoken: list[Clip]) -> None:
+    engine = Watched(folder)
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=1)
+    stream = await recognizer.open(MODEL)
+    assert recognizer.lag_s() == 0.0
+    call = asyncio.create_task(stream.feed(spoken[0].samples))
+    await asyncio.sleep(0.2)
+    assert recognizer.lag_s() > 0.1, "while it still waits"
+    engine.gate.set()
+    await call
+    assert recognizer.lag_s() > 0.1, "since it was last asked"
+    assert recognizer.lag_s() == 0.0
+    recognizer.close()
+
+
 @pytest.mark.parametrize("running", [True, False])
 async def test_a_cancelled_feed_closes_its_stream_and_leaves_the_others(
     folder: Path, spoken: list[Clip], expected: list[Words], running: bool
