@@ -6,7 +6,8 @@ sentences, looped, each stream from another place. The number of streams is doub
 for the largest with a 95th percentile of lag of at most one second and no stream that failed.
 ``--url ws://… --dialect …`` measures a server that runs already instead, this one or another.
 ``--minutes 30`` tells instead how the server's memory grows while ``--streams`` streams last and as
-many more come and go every minute.
+many more come and go every minute; ``--refusals`` how soon one more is refused while the one
+ingress replica has all the ``--most`` streams that it may have.
 
 All times are taken by the clients, from the moment a frame was handed to the socket, while all
 streams run:
@@ -50,6 +51,8 @@ from typing import Any
 
 import numpy as np
 import yaml
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from benchmarks.stream_clients import DIALECTS, RATE, Heard, Options, Track, prepare, speak
 from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT, Catalogue, ModelEntry
@@ -67,6 +70,7 @@ UTTERANCE_S = 10
 STEP_S = 0.16
 SOAK_ROUND_S = 60.0
 WARM_UP_SHARE = 0.2
+REFUSALS_S = 15.0
 FULL = "full-size"
 MODELS = {"demo": "demo-vosk-streaming", "full": FULL}
 
@@ -419,6 +423,31 @@ def soak(load: Load, streams: int, minutes: float) -> None:
     print(f"{told}, {len(failures)} failed: {dict(Counter(failures))}")
 
 
+def refusals(load: Load, streams: int) -> None:
+    """How long the 503 takes for one stream more than a full replica may have, from connecting."""
+    (lasting,) = plans(replace(load, processes=1), range(streams), REFUSALS_S)
+    job = load.pool.submit(speak, lasting)
+    time.sleep(max(lasting.steady[0] - time.monotonic(), 0.0))
+    took_ms: list[float] = []
+    while time.monotonic() < lasting.steady[1] - 1:
+        began = time.monotonic()
+        try:
+            connect(load.url + DIALECTS[load.dialect](lasting).path, proxy=None).close()
+        except InvalidStatus as refusal:
+            if refusal.response.status_code != 503:
+                raise
+            took_ms.append(1000 * (time.monotonic() - began))
+        else:
+            raise SystemExit("one more stream was taken")
+        time.sleep(0.1)
+    failed = job.result().failures
+    print(
+        f"{len(took_ms)} refused beside {streams} streams ({len(failed)} failed): "
+        f"p50 {percentile(took_ms, 50):.1f} ms, p95 {percentile(took_ms, 95):.1f} ms, "
+        f"longest {max(took_ms):.1f} ms"
+    )
+
+
 def _pool(processes: int, **options: Any) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), **options)
 
@@ -442,6 +471,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=CORES, help="processes of clients")
     parser.add_argument("--minutes", type=float, help="soak instead of searching")
     parser.add_argument("--streams", type=int, default=8, help="of a soak")
+    parser.add_argument("--refusals", action="store_true", help="measure instead of searching")
     parser.add_argument("--window-s", type=float, default=0.335, help="heard by a first chunk")
     parser.add_argument("--shift-s", type=float, default=0.16, help="heard by each chunk more")
     arguments = parser.parse_args()
@@ -452,7 +482,8 @@ def main() -> None:
         models = catalogue_with(folder) if arguments.model == "full" else CATALOGUE_PATH
         entry = Catalogue.load(models).find(MODELS[arguments.model])
         assert entry is not None
-        limit = ceiling(entry) if arguments.minutes is None else math.nan
+        searches = arguments.minutes is None and not arguments.refusals
+        limit = ceiling(entry) if searches else math.nan
         url, root = arguments.url, arguments.pid
         if url is None:
             graph = launched(config(arguments, models), folder, arguments.haproxy)
@@ -469,9 +500,12 @@ def main() -> None:
             arguments.window_s,
             arguments.shift_s,
         )
-        probe(load, 4 * CORES, 3.0)  # loads the models
+        probe(load, min(4 * CORES, arguments.most), 3.0)  # loads the models
         if arguments.minutes is not None:
             soak(load, arguments.streams, arguments.minutes)
+            return
+        if arguments.refusals:
+            refusals(load, arguments.most)
             return
         print(HEADER, flush=True)
         streams = largest(load, arguments.first, arguments.most)
