@@ -192,6 +192,15 @@ class SessionSettings(Strict):
     )
 
 
+class AsrSettings(Strict):
+    """What ``POST /transcribe`` does when the request does not say."""
+
+    speedup: float = Field(
+        1.0, ge=0.25, le=4, description="Times as fast as it is the audio is heard; 1 is off."
+    )
+    language: str | None = Field(None, description="Language that is spoken; found if absent.")
+
+
 class IngressSettings(Deployment):
     """The HTTP surface."""
 
@@ -217,6 +226,11 @@ class IngressSettings(Deployment):
         description="What OpenAI's model names mean on its routes: a catalogue id, or null for the "
         "default model of the task. It replaces the whole table.",
     )
+    whisper_rest_aliases: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="The same for the names that clients of /api/transcribe send.",
+    )
+    asr: AsrSettings = AsrSettings()
     sessions: SessionSettings = SessionSettings()
 
 

@@ -59,10 +59,11 @@ class Models:
     cancelled: set[str] = field(default_factory=set)
     together: set[frozenset[str]] = field(default_factory=set)
 
-    async def decode(self, data: bytes, keep_channels: bool) -> DecodedAudio:
+    async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
         await self._work("decode", keep_channels)
         kept = self.channels if keep_channels else 1
-        return DecodedAudio(data, self.seconds, kept, ("odd file",), noise(self.seconds))
+        seconds = self.seconds / speedup
+        return DecodedAudio(data, seconds, kept, ("odd file",), noise(seconds))
 
     async def transcribe(
         self, audio: DecodedAudio, options: TranscribeOptions, channel: int | None
