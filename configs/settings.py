@@ -1,12 +1,20 @@
 """Typed arguments of the graph: what `args:` of a Serve config may say, and nothing else.
 
-Environment variables named ``SPEECHGRAPH__<DEPLOYMENT>__<FIELD>`` override the file.
+Environment variables named ``SPEECHGRAPH__<DEPLOYMENT>__<FIELD>`` override the file; those of the
+old servers can, see :mod:`configs.legacy_environment`.
 """
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from configs import legacy_environment
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -263,8 +271,10 @@ class SpeechArgs(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment goes before the file."""
-        return env_settings, init_settings
+        """The environment goes before the file, the names of the old servers between the two."""
+        legacy = legacy_environment.read({**init_settings(), **env_settings()})
+        ours = {name: legacy[name] for name in legacy if name in settings_cls.model_fields}
+        return env_settings, InitSettingsSource(settings_cls, ours), init_settings
 
     def model_deployments(self) -> dict[str, ModelSettings]:
         """The model deployments that are to be started, by family."""
