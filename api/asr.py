@@ -36,6 +36,7 @@ MAX_JSON_BYTES = 1024**2
 FAILED = "Ошибка транскрибации"
 NO_MODEL = "Модель не загружена"
 
+ClipTimes = Annotated[list[float], Field(max_length=MAX_CLIP_TIMES)]
 Punctuation = Annotated[str, Field(max_length=1000)]
 
 
@@ -44,8 +45,8 @@ def _seconds(given: Any) -> Any:
     values = [given] if isinstance(given, str) else given
     if not isinstance(values, list):
         return given
-    split = (v.split(",") if isinstance(v, str) else [v] for v in values)
-    return list(chain.from_iterable(split)) or None
+    split = (value.split(",") if isinstance(value, str) else [value] for value in values)
+    return [value for value in chain.from_iterable(split) if value != ""] or None
 
 
 class AsrOptions(BaseModel):
@@ -71,9 +72,7 @@ class AsrOptions(BaseModel):
     word_timestamps: bool = False
     prepend_punctuations: Punctuation | None = None
     append_punctuations: Punctuation | None = None
-    clip_timestamps: Annotated[
-        list[float] | None, BeforeValidator(_seconds), Field(max_length=MAX_CLIP_TIMES)
-    ] = None
+    clip_timestamps: Annotated[ClipTimes | None, BeforeValidator(_seconds)] = None
     hallucination_silence_threshold: float | None = Field(None, ge=0)
     speedup: float | None = Field(
         None,
@@ -84,7 +83,7 @@ class AsrOptions(BaseModel):
 
     def given(self) -> dict[str, Any]:
         """What was said, and nothing else."""
-        return {name: getattr(self, name) for name in self.model_fields_set}
+        return {name: value for name, value in self if name in self.model_fields_set}
 
     def options(self, service: SpeechService, defaults: AsrSettings) -> ProcessOptions:
         """The same for the graph. Raises what :func:`api.service.resolve_models` raises."""
