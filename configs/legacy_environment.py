@@ -192,7 +192,7 @@ IGNORED: Mapping[str, str] = {
     "MAX_OVERLAP_DURATION": "/ws cuts at 15 s; max_utterance_s of a model is in the catalogue",
     "RECOGNITION_ATTEMPTS": "a call whose replica died is sent once more, and no other",
     "VAD_SENSE": _OF_THE_SESSION,
-    "VAD_WITH_GPU": "voice activity detection takes a thousandth of a core",
+    "VAD_WITH_GPU": "voice activity detection runs on the CPU",
     "BETWEEN_WORDS_PERCENTILE": "sentences end where the model ends them",
     "CAN_PUNCTUATE": _PUNCTUATION,
     "PUNCTUATE_WITH_GPU": _PUNCTUATION,
