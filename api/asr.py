@@ -178,7 +178,7 @@ def router(service: SpeechService, defaults: AsrSettings, route_class: type[APIR
         said = form.given()
         file: UploadFile = said.pop("audio_file")
         part = await _json_part(said)
-        options = AsrOptions.model_construct(**{**part, **said, **query.given()})
+        options = AsrOptions.model_validate({**part, **said, **query.given()})
         work = options.options(service, defaults)
         data = await file.read()
         await file.close()

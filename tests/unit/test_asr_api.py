@@ -249,6 +249,13 @@ async def test_clips_have_a_bound(client, service):
     assert (await ask(client, form={"clip_timestamps": f"{clips},9999"})).status_code == 422
 
 
+@pytest.mark.parametrize("name", ["_fields_set", "cls", "self", "options", "model_extra", "", "é"])
+async def test_an_option_that_nobody_knows_may_have_any_name(client, name):
+    for place in ("query", "form"):
+        assert (await ask(client, **{place: {name: "1"}})).status_code == 200
+    assert (await ask(client, form={"params": json.dumps({name: 1})})).status_code == 200
+
+
 async def test_options_that_nobody_knows_are_told_and_change_nothing(client, service):
     answer = await ask(client, query={"languge": "ru"}, form={"params": '{"beam": 2}'})
     assert answer.status_code == 200
