@@ -6,7 +6,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from api import health, live, models, openai, process, vosk
+from api import asr, health, live, models, openai, process, vosk, whisper_rest
 from api.errors import ErrorBoundary, ErrorShapes
 from api.limits import FORM_LIMITS, BodyLimit, heavy_route
 from api.request_id import RequestId
@@ -28,7 +28,15 @@ def make_app(
     ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
     The assets of ``/docs`` are local: the page works without the internet.
     """
-    shapes = ErrorShapes({**process.ERROR_SHAPES, **openai.ERROR_SHAPES, **models.ERROR_SHAPES})
+    shapes = ErrorShapes(
+        {
+            **process.ERROR_SHAPES,
+            **openai.ERROR_SHAPES,
+            **models.ERROR_SHAPES,
+            **asr.ERROR_SHAPES,
+            **whisper_rest.ERROR_SHAPES,
+        }
+    )
     upload_bounds = {
         "": settings.max_upload_bytes,
         openai.PREFIX: min(settings.max_upload_bytes, settings.max_openai_upload_bytes),
@@ -43,6 +51,7 @@ def make_app(
         form_limits=FORM_LIMITS,
         middleware=[
             Middleware(RequestId, server_echoes=server_echoes_request_id),
+            Middleware(whisper_rest.Cors),
             Middleware(ErrorBoundary, shapes=shapes),
             Middleware(BodyLimit, max_bytes=upload_bounds),
         ],
@@ -54,6 +63,8 @@ def make_app(
     heavy = heavy_route(settings.max_concurrent_requests, settings.request_timeout_s)
     app.include_router(process.router(service, heavy))
     app.include_router(openai.router(service, settings.openai_aliases, heavy))
+    app.include_router(asr.router(service, settings.asr, heavy))
+    app.include_router(whisper_rest.router(service, settings.whisper_rest_aliases, version, heavy))
     app.include_router(models.router(service, settings.openai_aliases))
     app.include_router(health.router(service, version))
     app.include_router(live.router(streams))

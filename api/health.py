@@ -1,5 +1,7 @@
 """Whether the ingress lives, and whether the graph behind it can work."""
 
+import asyncio
+import logging
 from typing import Literal
 
 from fastapi import APIRouter
@@ -8,12 +10,24 @@ from typing_extensions import TypedDict
 
 from api.service import SpeechService
 
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 1.0
+"""How long liveness waits to hear of the model; it is told without it then."""
+
 
 class Health(TypedDict):
-    """Answer of a living ingress."""
+    """Answer of a living ingress.
 
-    status: Literal["ok"]
+    ``model_loaded``: a replica runs that recognises speech when no model is named; the last two
+    name that model.
+    """
+
+    status: Literal["healthy"]
     version: str
+    model_loaded: bool
+    model_name: str
+    current_model: str
 
 
 class Readiness(TypedDict):
@@ -29,7 +43,14 @@ def router(service: SpeechService, version: str) -> APIRouter:
 
     @routes.get("/health", summary="Liveness: this process answers")
     async def health() -> Health:
-        return {"status": "ok", "version": version}
+        model = service.default_models["transcribe"]
+        return {
+            "status": "healthy",
+            "version": version,
+            "model_loaded": await _serves(service, model),
+            "model_name": model,
+            "current_model": model,
+        }
 
     @routes.get(
         "/ready",
@@ -44,3 +65,14 @@ def router(service: SpeechService, version: str) -> APIRouter:
         return JSONResponse(body) if up else JSONResponse(body, 503, headers={"Retry-After": "2"})
 
     return routes
+
+
+async def _serves(service: SpeechService, model: str) -> bool:
+    entry = service.catalogue.find(model)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            deployments = await service.ready()
+    except Exception as error:  # this process lives, whatever ails those that know of the others
+        log.warning("readiness is not known: %r", error)
+        return False
+    return entry is not None and deployments.get(entry.family.capitalize(), False)

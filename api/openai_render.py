@@ -261,7 +261,7 @@ def _verbose(transcript: Transcript, form: SpeechForm) -> TranscriptionVerbose:
     add_ours(body, transcript, form)
     segments = transcript.segments or ()
     if "segment" in form.granularities:
-        body["segments"] = [_verbose_segment(i, segment) for i, segment in enumerate(segments)]
+        body["segments"] = [verbose_segment(i, segment) for i, segment in enumerate(segments)]
     if "word" in form.granularities:
         body["words"] = [
             {"word": word.text.strip(), "start": word.start, "end": word.end}
@@ -271,7 +271,8 @@ def _verbose(transcript: Transcript, form: SpeechForm) -> TranscriptionVerbose:
     return body
 
 
-def _verbose_segment(number: int, segment: Segment) -> VerboseSegment:
+def verbose_segment(number: int, segment: Segment) -> VerboseSegment:
+    """A segment as Whisper tells it; segments are numbered from 0."""
     body: VerboseSegment = {
         "id": number,
         "start": segment.start,

@@ -1,12 +1,20 @@
 """Typed arguments of the graph: what `args:` of a Serve config may say, and nothing else.
 
-Environment variables named ``SPEECHGRAPH__<DEPLOYMENT>__<FIELD>`` override the file.
+Environment variables named ``SPEECHGRAPH__<DEPLOYMENT>__<FIELD>`` override the file; those of the
+old servers can, see :mod:`configs.legacy_environment`.
 """
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from configs import legacy_environment
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -192,6 +200,15 @@ class SessionSettings(Strict):
     )
 
 
+class AsrSettings(Strict):
+    """What ``POST /transcribe`` does when the request does not say."""
+
+    speedup: float = Field(
+        1.0, ge=0.25, le=4, description="Times as fast as it is the audio is heard; 1 is off."
+    )
+    language: str | None = Field(None, description="Language that is spoken; found if absent.")
+
+
 class IngressSettings(Deployment):
     """The HTTP surface."""
 
@@ -217,6 +234,11 @@ class IngressSettings(Deployment):
         description="What OpenAI's model names mean on its routes: a catalogue id, or null for the "
         "default model of the task. It replaces the whole table.",
     )
+    whisper_rest_aliases: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="The same for the names that clients of /api/transcribe send.",
+    )
+    asr: AsrSettings = AsrSettings()
     sessions: SessionSettings = SessionSettings()
 
 
@@ -249,8 +271,10 @@ class SpeechArgs(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment goes before the file."""
-        return env_settings, init_settings
+        """The environment goes before the file, the names of the old servers between the two."""
+        legacy = legacy_environment.read({**init_settings(), **env_settings()})
+        ours = {name: legacy[name] for name in legacy if name in settings_cls.model_fields}
+        return env_settings, InitSettingsSource(settings_cls, ours), init_settings
 
     def model_deployments(self) -> dict[str, ModelSettings]:
         """The model deployments that are to be started, by family."""

@@ -15,7 +15,7 @@ class Decoder:
         self._settings = settings
         self._worker = Worker(settings.concurrency)
 
-    async def decode(self, data: bytes, keep_channels: bool) -> Audio:
+    async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> Audio:
         """See :func:`speech.decoding.decode`; the audio stays in the object store."""
         deadline = time.monotonic() + self._settings.timeout_s
 
@@ -25,6 +25,7 @@ class Decoder:
                 keep_channels=keep_channels,
                 max_seconds=self._settings.max_seconds,
                 max_channels=self._settings.max_channels,
+                speedup=speedup,
                 deadline=lambda: cancelled() or time.monotonic() > deadline,
             )
 

@@ -22,11 +22,11 @@ class ServedDecoder:
         self._decode = handle.decode
         self._timeout_s = timeout_s
 
-    async def decode(self, data: bytes, keep_channels: bool) -> DecodedAudio:
+    async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
         """See :class:`speech.ports.Decoder`. A file that kills two decoders is unsupported."""
         try:
             audio, response = await respond(
-                self._decode, data, keep_channels, timeout_s=self._timeout_s
+                self._decode, data, keep_channels, speedup, timeout_s=self._timeout_s
             )
         except ReplicaDied:
             raise UnsupportedAudio("this file crashes the audio decoder") from None

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from engines.whisper_options import (
     check_ranges,
-    clip_times,
     runs_batched,
     vad_options,
     without_effect,
@@ -39,7 +38,7 @@ from speech.errors import (
     ModelUnavailable,
     SpeechError,
 )
-from speech.ports import TranscribeOptions
+from speech.ports import TranscribeOptions, clip_times
 from speech.transcript import Recognition, Segment, Word
 
 _OURS = {"model", "batch_size", "vad_filter", "vad_parameters", "clip_timestamps"}

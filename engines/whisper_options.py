@@ -7,7 +7,7 @@ from dataclasses import fields
 from faster_whisper.vad import VadOptions
 
 from speech.errors import InvalidRequest
-from speech.ports import TranscribeOptions
+from speech.ports import TranscribeOptions, clip_times
 
 _DEFAULTS = TranscribeOptions()
 _SEQUENTIAL_ONLY = (
@@ -63,24 +63,6 @@ def runs_batched(options: TranscribeOptions) -> bool:
         and not clip_times(options)
         and all(getattr(options, n) == getattr(_DEFAULTS, n) for n in _SEQUENTIAL_ONLY)
     )
-
-
-def clip_times(options: TranscribeOptions) -> list[float]:
-    """Start, end, start, end… in seconds, the last end may be missing; empty for the whole file.
-
-    Raises InvalidRequest.
-    """
-    given = options.clip_timestamps
-    try:
-        parts = given.split(",") if isinstance(given, str) and given else given
-        times = [float(part) for part in parts]
-    except ValueError as error:
-        raise InvalidRequest(f"clip_timestamps is no list of seconds: '{given}'") from error
-    if not all(math.isfinite(t) and t >= 0 for t in times):
-        raise InvalidRequest("clip_timestamps must be seconds from 0 on")
-    if any(a >= b for a, b in zip(times[::2], times[1::2], strict=False)) or times != sorted(times):
-        raise InvalidRequest("clip_timestamps must be start,end,start,end,… in rising order")
-    return [] if times == [0.0] else times
 
 
 def vad_options(options: TranscribeOptions) -> VadOptions | None:

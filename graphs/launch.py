@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from configs import legacy_environment
 from configs.settings import METRICS_ENVIRONMENT
 
 # Ray reads these when it is imported. Token authentication would write a token file into the home
@@ -54,11 +55,19 @@ def start(config: dict[str, Any], num_cpus: int) -> tuple[str, str]:
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
     )
-    http = {"host": "127.0.0.1", "port": 8000, **config.get("http_options", {})}
-    http["port"] = _free_port(http["host"], http["port"])
-    logging_config = LoggingConfig(**config.get("logging_config", {}))
-    serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logging_config)
     (application,) = config["applications"]
+    legacy = legacy_environment.read(application["args"])
+    http = {
+        "host": "127.0.0.1",
+        "port": 8000,
+        **config.get("http_options", {}),
+        **legacy.get("http_options", {}),
+    }
+    http["port"] = _free_port(http["host"], http["port"])
+    logging_config = LoggingConfig(
+        **config.get("logging_config", {}) | legacy.get("logging_config", {})
+    )
+    serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logging_config)
     serve.run(
         build(SpeechArgs(**application["args"])),
         name=application["name"],

@@ -84,9 +84,10 @@ def _check_models(args: SpeechArgs, catalogue: Catalogue, models: dict[str, Mode
             entry = catalogue.find(model)
             if entry is None or not entry.streaming:
                 raise ValueError(f"live: {model!r} is no streaming model of the catalogue")
-    for alias, meant in args.ingress.openai_aliases.items():
-        if meant is not None and catalogue.find(meant) is None:
-            raise ValueError(f"ingress.openai_aliases: {alias!r} means {meant!r}, which is unknown")
+    for table in ("openai_aliases", "whisper_rest_aliases"):
+        for alias, meant in getattr(args.ingress, table).items():
+            if meant is not None and catalogue.find(meant) is None:
+                raise ValueError(f"ingress.{table}: {alias!r} means {meant!r}, which is unknown")
     recogniser = catalogue.find(args.ingress.default_transcriber)
     if recogniser is None or recogniser.family not in models:
         raise ValueError(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import av
+import numpy as np
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
@@ -18,8 +19,9 @@ from av.packet import Packet
 from av.stream import Discard
 
 from speech.audio import Audio
-from speech.errors import DeadlineExceeded, EmptyAudio, UnsupportedAudio
+from speech.errors import AudioTooLong, DeadlineExceeded, EmptyAudio, UnsupportedAudio
 from speech.frames import Assembler
+from speech.tempo import change_tempo
 
 CONTAINERS = (
     "aa,aac,ac3,ac4,act,aea,aiff,amr,amrnb,amrwb,ape,apm,aptx,asf,asf_o,ast,au,avi,avr,bonk,caf,"
@@ -46,6 +48,7 @@ def decode(
     keep_channels: bool,
     max_seconds: float,
     max_channels: int,
+    speedup: float = 1.0,
     deadline: Callable[[], bool] | None = None,
 ) -> Audio:
     """The best audio track of a file; its ``warnings`` are what a user should be told about it.
@@ -60,6 +63,9 @@ def decode(
     The mono mix follows ITU-R BS.775 (:func:`speech.frames.mono_weights`). Channels are kept if
     ``keep_channels`` and the track has at least two that differ. Where the number of channels
     changes in mid-stream, each kept channel goes on with the mono mix.
+
+    With ``speedup`` the audio is that many times as fast, its pitch the same. It is at most
+    ``max_seconds`` long before and after.
 
     Damaged packets are skipped with a warning as long as anything decodes.
 
@@ -112,7 +118,22 @@ def decode(
             f"the file ends early: its header says {declared_s:.1f} s, "
             f"{audio.duration:.1f} s could be decoded"
         )
-    return replace(audio, warnings=tuple(warnings))
+    audio = replace(audio, warnings=tuple(warnings))
+    return audio if speedup == 1.0 else _sped_up(audio, speedup, max_seconds, expired)
+
+
+def _sped_up(
+    audio: Audio, speedup: float, max_seconds: float, expired: Callable[[], bool]
+) -> Audio:
+    if audio.duration / speedup > max_seconds:
+        raise AudioTooLong(f"slowed down the audio is longer than {max_seconds:g} seconds")
+    mono = change_tempo(audio.mono, speedup, expired)
+    channels = audio.channels
+    if channels is not None:
+        channels = np.stack([change_tempo(channel, speedup, expired) for channel in channels])
+    if expired():
+        raise _late()
+    return replace(audio, mono=mono, channels=channels)
 
 
 def _never() -> bool:

@@ -53,13 +53,18 @@ more would only keep the caller waiting."""
 
 @dataclass(frozen=True, slots=True)
 class ProcessOptions:
-    """What to do with a file; ``partial_results``: a failed branch leaves the others standing."""
+    """What to do with a file.
+
+    ``partial_results``: a failed branch leaves the others standing. ``speedup``: the models hear
+    the file that many times as fast; every time that is asked or told is one of the file as it is.
+    """
 
     tasks: frozenset[Task]
     transcribe: TranscribeOptions = TranscribeOptions()
     diarize: DiarizeOptions = DiarizeOptions()
     emotion: EmotionOptions = EmotionOptions()
     partial_results: bool = False
+    speedup: float = 1.0
 
     @property
     def needs_words(self) -> bool:
@@ -129,10 +134,11 @@ class SpeechGraph:
         Raises the error of the first branch that fails, unless ``partial_results`` is set; an
         error of decoding always ends the request.
         """
+        options = replace(options, transcribe=options.transcribe.faster(options.speedup))
         run = _Run(options, self._observe)
         wants_channels = "diarization" in options.tasks and options.diarize.stereo_mode
         with run.stage("decode"):
-            audio = await self._decoder.decode(data, keep_channels=wants_channels)
+            audio = await self._decoder.decode(data, wants_channels, options.speedup)
         run.warnings += audio.warnings
         stereo = wants_channels and audio.channels == 2
         if wants_channels and not stereo:
@@ -158,10 +164,11 @@ class SpeechGraph:
         of the first window in which somebody speaks. Raises the first error, whatever
         ``partial_results`` says; closing the generator cancels what runs.
         """
-        options = replace(options, partial_results=False)
+        transcribe = options.transcribe.faster(options.speedup)
+        options = replace(options, transcribe=transcribe, partial_results=False)
         run = _Run(options, self._observe)
         with run.stage("decode"):
-            audio = await self._decoder.decode(data, keep_channels=False)
+            audio = await self._decoder.decode(data, False, options.speedup)
         run.warnings += audio.warnings
         speakers: asyncio.Task[Diarization | None] | None = None
         if "diarization" in options.tasks:
@@ -177,7 +184,7 @@ class SpeechGraph:
                 segments = self._merge_words(run, [heard], diarization) or ()
                 recognitions.append(replace(heard, segments=segments))
                 for segment in segments:
-                    yield segment
+                    yield segment.slower(options.speedup)
         finally:
             if speakers is not None:
                 speakers.cancel()
@@ -289,7 +296,7 @@ class SpeechGraph:
             "diarization": options.diarize.model if "diarization" in options.tasks else None,
             "emotion": options.emotion.model if "emotion" in options.tasks else None,
         }
-        return Transcript(
+        transcript = Transcript(
             duration=audio.duration,
             language=heard.language if heard else None,
             language_probability=heard.language_probability if heard else None,
@@ -301,6 +308,7 @@ class SpeechGraph:
             warnings=tuple(run.warnings),
             errors=tuple(run.errors),
         )
+        return transcript.slower(options.speedup)
 
 
 async def _all_or_first_error(work: Mapping[K, Coroutine[Any, Any, T]]) -> dict[K, T]:

@@ -4,14 +4,16 @@ In a test the ports are engines in threads; in service they are Ray Serve handle
 :mod:`speech.pipeline` cannot tell them apart.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speech.audio import Samples
+from speech.errors import InvalidRequest
 from speech.transcript import Diarization, Recognition, Scores, Span, Word
 
 DEFAULT_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -80,6 +82,38 @@ class TranscribeOptions:
     language_detection_segments: int = 1
     log_progress: bool = False
 
+    def faster(self, speedup: float) -> "TranscribeOptions":
+        """The same for audio that is ``speedup`` times as fast; times of the file are rescaled.
+
+        Raises InvalidRequest for clips that cannot be read.
+        """
+        if speedup == 1.0:
+            return self
+        silence = self.hallucination_silence_threshold
+        return replace(
+            self,
+            clip_timestamps=tuple(time / speedup for time in clip_times(self)) or "0",
+            hallucination_silence_threshold=None if silence is None else silence / speedup,
+        )
+
+
+def clip_times(options: TranscribeOptions) -> list[float]:
+    """Start, end, start, end… in seconds, the last end may be missing; empty for the whole file.
+
+    Raises InvalidRequest.
+    """
+    given = options.clip_timestamps
+    try:
+        parts = given.split(",") if isinstance(given, str) and given else given
+        times = [float(part) for part in parts]
+    except ValueError as error:
+        raise InvalidRequest(f"clip_timestamps is no list of seconds: '{given}'") from error
+    if not all(math.isfinite(t) and t >= 0 for t in times):
+        raise InvalidRequest("clip_timestamps must be seconds from 0 on")
+    if any(a >= b for a, b in zip(times[::2], times[1::2], strict=False)) or times != sorted(times):
+        raise InvalidRequest("clip_timestamps must be start,end,start,end,… in rising order")
+    return [] if times == [0.0] else times
+
 
 @dataclass(frozen=True, slots=True)
 class DiarizeOptions:
@@ -107,8 +141,8 @@ class EmotionOptions:
 class Decoder(Protocol):
     """Turns an uploaded file into audio."""
 
-    async def decode(self, data: bytes, keep_channels: bool) -> DecodedAudio:
-        """Decode any container; bounded in seconds and channels.
+    async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
+        """Decode any container; bounded in seconds and channels. See :mod:`speech.tempo`.
 
         Raises EmptyAudio, UnsupportedAudio, AudioTooLong, TooManyChannels.
         """

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 Scores = Mapping[str, float]
 """Emotion label to probability; the probabilities of one span sum to 1."""
@@ -21,6 +21,10 @@ class Word:
     def later(self, seconds: float) -> "Word":
         """The same word in the longer audio that its own begins ``seconds`` into."""
         return replace(self, start=self.start + seconds, end=self.end + seconds)
+
+    def slower(self, factor: float) -> "Word":
+        """The same word in audio that is ``factor`` times as long."""
+        return _stretched(self, factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,12 @@ class Segment:
     avg_logprob: float | None = None
     compression_ratio: float | None = None
     no_speech_prob: float | None = None
+
+    def slower(self, factor: float) -> "Segment":
+        """The same segment in audio that is ``factor`` times as long."""
+        words = tuple(word.slower(factor) for word in self.words)
+        seek = None if self.seek is None else round(self.seek * factor)
+        return replace(_stretched(self, factor), words=words, seek=seek)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +165,23 @@ class Transcript:
     def text(self) -> str:
         """The whole text, segments in the order of time."""
         return " ".join(s.text.strip() for s in self.segments or () if s.text.strip())
+
+    def slower(self, factor: float) -> "Transcript":
+        """The same of audio that is ``factor`` times as long."""
+        if factor == 1.0:
+            return self
+        segments, turns, emotions = self.segments, self.turns, self.emotions
+        return replace(
+            self,
+            duration=self.duration * factor,
+            segments=None if segments is None else tuple(s.slower(factor) for s in segments),
+            turns=None if turns is None else tuple(_stretched(t, factor) for t in turns),
+            emotions=None if emotions is None else tuple(_stretched(e, factor) for e in emotions),
+        )
+
+
+_Timed = TypeVar("_Timed", Word, Segment, Turn, EmotionSpan)
+
+
+def _stretched(timed: _Timed, factor: float) -> _Timed:
+    return replace(timed, start=timed.start * factor, end=timed.end * factor)

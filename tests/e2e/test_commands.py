@@ -75,7 +75,7 @@ def serving(repository: Path) -> Iterator[dict[str, str]]:
 
 
 def test_make_serve_prints_the_service_and_the_dashboard(serving: dict[str, str]) -> None:
-    assert httpx.get(f"{serving['service']}/health").json()["status"] == "ok"
+    assert httpx.get(f"{serving['service']}/health").json()["status"] == "healthy"
     assert "Ray Dashboard" in httpx.get(serving["dashboard"]).text
 
 

@@ -91,7 +91,7 @@ async def hear(service: str, audio: bytes) -> str:
 
 
 def test_haproxy_answers(service: str) -> None:
-    assert httpx.get(f"{service}/health").json()["status"] == "ok"
+    assert httpx.get(f"{service}/health").json()["status"] == "healthy"
 
 
 async def test_a_stream_ends_with_its_finals_and_1000(service: str, audio: bytes) -> None:

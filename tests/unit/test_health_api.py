@@ -1,5 +1,6 @@
 """What operators and tools ask: health, readiness, models, documentation, request ids."""
 
+import asyncio
 import re
 
 import pytest
@@ -24,9 +25,40 @@ async def client(service: FakeService):
         yield client
 
 
-async def test_health_answers_with_the_version(client):
+HEALTH = {
+    "status": "healthy",
+    "version": "1.2.3",
+    "model_loaded": True,
+    "model_name": "large-v3-turbo",
+    "current_model": "large-v3-turbo",
+}
+
+
+async def test_health_answers_with_the_version_and_the_model(client):
     answer = await client.get("/health")
-    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "version": "1.2.3"})
+    assert (answer.status_code, answer.json()) == (200, HEALTH)
+
+
+async def test_health_says_when_no_replica_has_the_model(client, service):
+    service.deployments["Whisper"] = False
+    answer = await client.get("/health")
+    assert (answer.status_code, answer.json()) == (200, {**HEALTH, "model_loaded": False})
+
+
+@pytest.mark.parametrize("trouble", ["error", "silence"])
+async def test_health_is_about_this_process_whatever_ails_those_behind_it(
+    client, service, monkeypatch, trouble
+):
+    async def ready() -> dict[str, bool]:
+        if trouble == "error":
+            raise ConnectionError("the controller is gone")
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(service, "ready", ready)
+    monkeypatch.setattr("api.health.PATIENCE_S", 0.01)
+    answer = await client.get("/health")
+    assert (answer.status_code, answer.json()) == (200, {**HEALTH, "model_loaded": False})
 
 
 async def test_ready_when_every_deployment_is_up(client):
@@ -127,13 +159,14 @@ async def test_openapi_describes_the_request_text_and_every_error(client):
     assert (tra["beam_size"]["minimum"], tra["beam_size"]["maximum"]) == (1, 10)
     statuses = {"200", "400", "413", "415", "422", "500", "503", "504"}
     assert set(operation["responses"]) == statuses
+    bodies = {"openai": "OpenAIErrorBody", "whisper": "RestError"}
     for path in document["paths"].values():
         for method in path.values():
             for status, response in method["responses"].items():
                 schema = response["content"]["application/json"]["schema"]
                 if status >= "4" and method["tags"] != ["health"]:
-                    dialect = "OpenAIErrorBody" if method["tags"] == ["openai"] else "ErrorBody"
-                    assert schema == {"$ref": f"#/components/schemas/{dialect}"}
+                    body = bodies.get(method["tags"][0], "ErrorBody")
+                    assert schema == {"$ref": f"#/components/schemas/{body}"}
                 assert schema, "every answer has a schema"
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from speech.ports import (
     EmotionLevel,
     EmotionOptions,
     TranscribeOptions,
+    clip_times,
 )
 from speech.transcript import (
     Diarization,
@@ -59,10 +60,11 @@ class Models:
     cancelled: set[str] = field(default_factory=set)
     together: set[frozenset[str]] = field(default_factory=set)
 
-    async def decode(self, data: bytes, keep_channels: bool) -> DecodedAudio:
+    async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
         await self._work("decode", keep_channels)
         kept = self.channels if keep_channels else 1
-        return DecodedAudio(data, self.seconds, kept, ("odd file",), noise(self.seconds))
+        seconds = self.seconds / speedup
+        return DecodedAudio(data, seconds, kept, ("odd file",), noise(seconds))
 
     async def transcribe(
         self, audio: DecodedAudio, options: TranscribeOptions, channel: int | None
@@ -262,6 +264,56 @@ async def test_every_stage_reports_its_seconds_to_the_answer_and_to_the_observer
 
 
 # ---------------------------------------------------------------- a file as a stream
+
+
+async def test_models_hear_a_file_sped_up_and_every_time_is_told_in_seconds_of_the_file() -> None:
+    models = Models(seconds=10.0)
+    tasks = options("transcribe", "diarization", "emotion", level="speaker", speedup=1.25)
+    result = await models.graph.process(b"x", tasks)
+    ((heard_s, _),) = models.windows
+    assert heard_s == 8.0
+    assert result.duration == 10.0
+    assert result.segments is not None
+    assert [(w.start, w.end) for s in result.segments for w in s.words] == [
+        (w.start * 1.25, w.end * 1.25) for w in HELLO.words
+    ]
+    assert [(s.start, s.end) for s in result.segments] == [(0.0, 1.125), (1.875, 2.5)]
+    assert result.turns == (Turn(0.0, 1.25, "SPEAKER_00"), Turn(1.75, 2.5, "SPEAKER_01"))
+    assert result.emotions is not None
+    assert [(e.start, e.end) for e in result.emotions] == [(0.0, 1.25), (1.75, 2.5)]
+
+
+@pytest.mark.parametrize("clips", [(5.0, 10.0, 20.0), "5,10,20"])
+async def test_times_that_are_asked_for_are_put_on_the_clock_of_the_sped_up_file(
+    clips: Any,
+) -> None:
+    models = Models()
+    times = TranscribeOptions(clip_timestamps=clips, hallucination_silence_threshold=2.0)
+    await models.graph.process(b"x", options("transcribe", transcribe=times, speedup=1.25))
+    ((_, asked),) = models.windows
+    assert asked.clip_timestamps == (4.0, 8.0, 16.0)
+    assert asked.hallucination_silence_threshold == 1.6
+
+
+async def test_the_whole_file_stays_the_whole_file_when_it_is_sped_up() -> None:
+    models = Models()
+    await models.graph.process(b"x", options("transcribe", speedup=2.0))
+    assert clip_times(models.windows[0][1]) == []
+
+
+async def test_the_window_that_a_segment_came_from_is_told_on_the_clock_of_the_file() -> None:
+    assert replace(HELLO, seek=3000).slower(1.25).seek == 3750
+
+
+async def test_a_stream_of_a_sped_up_file_has_times_of_the_file() -> None:
+    models = Models(seconds=10.0)
+    wanted = options("transcribe", speedup=1.25)
+    segment, transcript = [item async for item in models.graph.stream(b"x", wanted)]
+    assert isinstance(segment, Segment)
+    assert (segment.start, segment.end) == (0.0, 2.5)
+    assert isinstance(transcript, Transcript)
+    assert transcript.duration == 10.0
+    assert transcript.segments == (segment,)
 
 
 async def test_a_stream_gives_the_segments_of_a_window_before_the_next_is_recognised() -> None:

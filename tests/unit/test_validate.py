@@ -40,6 +40,7 @@ def test_serve_config_shows_every_deployment_and_what_may_change_live(repository
         ("args.whisper.resources", "num_cpus", -1, "args.whisper.resources.num_cpus"),
         ("args.ingress", "default_transcriber", "nobody", "'nobody' is not served"),
         ("args.ingress", "openai_aliases", {"fast": "nobody"}, "'fast' means 'nobody'"),
+        ("args.ingress", "whisper_rest_aliases", {"base": "nobody"}, "'base' means 'nobody'"),
         ("args.vosk", "scaling", {"min_replicas": 3}, "min_replicas is above max_replicas"),
         ("", "import_path", "graphs.speech:bild", "graphs.speech"),
         ("", "deployments", [{"name": "Wisper"}], "no deployment 'Wisper'"),
