@@ -6,7 +6,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from api import health, live, models, openai, process, vosk
+from api import health, live, models, openai, process, realtime, vosk
 from api.errors import ErrorBoundary, ErrorShapes
 from api.limits import FORM_LIMITS, BodyLimit, heavy_route
 from api.request_id import RequestId
@@ -58,4 +58,5 @@ def make_app(
     app.include_router(health.router(service, version))
     app.include_router(live.router(streams))
     app.include_router(vosk.router(streams))
+    app.include_router(realtime.router(streams, settings.openai_aliases))
     return app

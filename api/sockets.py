@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from api.errors import STATUS, problem_of
+from api.errors import STATUS, Say, problem_of, say_detail
 from api.streams import LiveStreams
 from speech.errors import IdleTimeout, Overloaded, SpeechError
 from speech.events import Event
@@ -47,6 +46,10 @@ class Dialect(Protocol):
         """Whether the client has said on this socket that no audio follows."""
         ...
 
+    def greet(self) -> Sequence[str]:
+        """What is said before the client says anything. Raises SpeechError."""
+        ...
+
     def begin(self, frame: Frame) -> Opening | Sequence[str]:
         """The session that a frame begins, or what to answer to it while another is waited for.
 
@@ -79,22 +82,27 @@ def code_of(code: str) -> int:
     return REFUSED if status < 500 else FAILED
 
 
-async def converse(websocket: WebSocket, live: LiveStreams, dialect: Dialect) -> None:
+async def converse(
+    websocket: WebSocket,
+    live: LiveStreams,
+    dialect: Dialect,
+    *,
+    subprotocol: str | None = None,
+    say: Say = say_detail,
+) -> None:
     """Serve one socket from the handshake to its close.
 
-    Beyond the bound of sessions the handshake itself is answered: 503 with Retry-After.
+    Beyond the bound of sessions the handshake itself is answered: 503 with Retry-After, in the
+    shape of ``say``.
     """
     with contextlib.ExitStack() as places:
         try:
             places.enter_context(live.sessions.socket())
         except Overloaded as full:
-            problem = problem_of(full)
-            body = {"detail": problem.detail, "code": problem.code}
-            answer = JSONResponse(body, problem.status, headers=problem.headers)
-            await websocket.send_denial_response(answer)
+            await websocket.send_denial_response(say(problem_of(full)))
             return
         with contextlib.suppress(WebSocketDisconnect):
-            await websocket.accept()
+            await websocket.accept(subprotocol)
             await _Conversation(websocket, live, dialect).run()
 
 
@@ -116,9 +124,12 @@ class _Conversation:
 
     async def _serve(self) -> None:
         try:
-            opening = await self._begin()
+            opening = await self._begin_or_stop()
         except SpeechError as error:
             await self._refuse(error, begun=False)
+            return
+        if opening is None:
+            await self._close(GOING_AWAY)
             return
         session = opening.session
         owner = self._live.sessions.attach(session)
@@ -127,15 +138,33 @@ class _Conversation:
         finally:
             await self._live.sessions.leave(session, owner, resumable=self._dialect.resumable)
 
+    async def _begin_or_stop(self) -> Opening | None:
+        """None where the service is being stopped before the client begins."""
+        beginning = asyncio.create_task(self._begin())
+        stopping = asyncio.create_task(self._live.sessions.stopping.wait())
+        tasks: set[asyncio.Task[object]] = {beginning, stopping}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return beginning.result() if beginning.done() else None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _begin(self) -> Opening:
-        patience = self._live.settings.start_timeout_s
+        greeting = self._dialect.greet()
+        for text in greeting:
+            await self._send(text)
+        settings = self._live.settings
+        # Who was greeted is connected and may keep silent.
+        patience = settings.idle_timeout_s if greeting else settings.start_timeout_s
         while True:
             opening = self._dialect.begin(await self._next(patience))
             if isinstance(opening, Opening):
                 return opening
             for text in opening:
                 await self._send(text)
-            patience = self._live.settings.idle_timeout_s
+            patience = settings.idle_timeout_s
 
     async def _talk(self, opening: Opening, owner: asyncio.Event) -> None:
         listening = asyncio.create_task(self._listen(opening, owner))
