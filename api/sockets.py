@@ -124,7 +124,7 @@ class _Conversation:
 
     async def _serve(self) -> None:
         try:
-            opening = await self._begin_or_stop()
+            opening = await self._begin()
         except SpeechError as error:
             await self._refuse(error, begun=False)
             return
@@ -138,20 +138,11 @@ class _Conversation:
         finally:
             await self._live.sessions.leave(session, owner, resumable=self._dialect.resumable)
 
-    async def _begin_or_stop(self) -> Opening | None:
-        """None where the service is being stopped before the client begins."""
-        beginning = asyncio.create_task(self._begin())
-        stopping = asyncio.create_task(self._live.sessions.stopping.wait())
-        tasks: set[asyncio.Task[object]] = {beginning, stopping}
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return beginning.result() if beginning.done() else None
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async def _begin(self) -> Opening | None:
+        """None where the service is being stopped before the client begins.
 
-    async def _begin(self) -> Opening:
+        Nothing is awaited after the frame that begins: until then another socket may have it.
+        """
         greeting = self._dialect.greet()
         for text in greeting:
             await self._send(text)
@@ -159,7 +150,10 @@ class _Conversation:
         # Who was greeted is connected and may keep silent.
         patience = settings.idle_timeout_s if greeting else settings.start_timeout_s
         while True:
-            opening = self._dialect.begin(await self._next(patience))
+            frame = await self._next_unless_stopped(patience)
+            if frame is None:
+                return None
+            opening = self._dialect.begin(frame)
             if isinstance(opening, Opening):
                 return opening
             for text in opening:
@@ -231,6 +225,18 @@ class _Conversation:
                 return await self._receive()
         except TimeoutError:
             raise IdleTimeout(f"nothing was heard for {patience:g} seconds") from None
+
+    async def _next_unless_stopped(self, patience: float) -> Frame | None:
+        waiting = asyncio.create_task(self._next(patience))
+        stopping = asyncio.create_task(self._live.sessions.stopping.wait())
+        tasks: set[asyncio.Task[object]] = {waiting, stopping}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return waiting.result() if waiting.done() else None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _receive(self) -> Frame:
         message = await self._websocket.receive()
