@@ -28,7 +28,14 @@ def make_app(
     ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
     The assets of ``/docs`` are local: the page works without the internet.
     """
-    shapes = ErrorShapes({**process.ERROR_SHAPES, **openai.ERROR_SHAPES, **models.ERROR_SHAPES})
+    shapes = ErrorShapes(
+        {
+            **process.ERROR_SHAPES,
+            **openai.ERROR_SHAPES,
+            **models.ERROR_SHAPES,
+            **realtime.ERROR_SHAPES,
+        }
+    )
     upload_bounds = {
         "": settings.max_upload_bytes,
         openai.PREFIX: min(settings.max_upload_bytes, settings.max_openai_upload_bytes),

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ValidationError
 from starlette.websockets import WebSocket
 
-from api.errors import family_problem
+from api.errors import Say, family_problem
 from api.openai_errors import error_object, say_error
 from api.openai_render import logprobs
 from api.openai_request import Aliases
@@ -45,6 +45,8 @@ NOT_SERVED = {
     "response.create",
 }
 """Events of conversations."""
+ERROR_SHAPES: Mapping[str, Say] = {"/v1/realtime": say_error}
+"""Of what is said before the socket is open."""
 _CODES = {"stream_too_long": "session_expired"}
 """OpenAI's own names of what we name otherwise."""
 _VALUE_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
@@ -127,7 +129,10 @@ class Realtime:
             kind = "invalid_request_error"
             told = {"type": kind, "code": error.code, "message": error.message}
             return [self._error(told | {"param": error.param}, event_id)]
-        except (InvalidRequest, TooFarAhead) as error:
+        except TooFarAhead as error:  # not logged: a client may do it without end
+            told = {"type": "server_error", "code": error.code, "message": error.message}
+            return [self._error(told | {"param": None}, event_id)]
+        except InvalidRequest as error:
             return [self._family_error(error.code, error.message, event_id)]
 
     def _do(self, event: Mapping[str, Any]) -> Sequence[str]:
@@ -299,7 +304,7 @@ def router(live: LiveStreams, aliases: Aliases) -> APIRouter:
         model: Annotated[str | None, Query()] = None,
     ) -> None:
         # Browsers have no headers: a key and the version come as subprotocols beside this one.
-        offered = websocket.scope["subprotocols"]
+        offered = websocket.scope.get("subprotocols", ())
         beta = BETA in offered or "realtime=v1" in websocket.headers.get("openai-beta", "")
         await converse(
             websocket,

@@ -248,7 +248,8 @@ class _Conversation:
     async def _send(self, text: str) -> None:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                await self._websocket.send_text(text)
+                # Half a surrogate pair, which a client may have sent in an escape, is no UTF-8.
+                await self._websocket.send_text(text.encode(errors="replace").decode())
         except TimeoutError:
             raise _DoesNotReadError from None
         await asyncio.sleep(0)  # behind Serve's own proxy a send never waits
@@ -260,7 +261,7 @@ class _Conversation:
 
     async def _close(self, code: int, reason: str = "") -> None:
         if self._websocket.application_state is WebSocketState.CONNECTED:
-            said = reason.encode()[:123].decode(errors="ignore")
+            said = reason.encode(errors="replace")[:123].decode(errors="ignore")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await self._websocket.close(code, said)
