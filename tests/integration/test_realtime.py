@@ -44,8 +44,7 @@ def wer(said: list[Clip], heard: str) -> float:
 async def conversation(
     url: str, audio: bytes, *, items: int, model: str, **given: Any
 ) -> list[Any]:
-    """All events of a session until some items are complete; the audio is sent as fast as it goes
-    without being ahead of what a client would speak by much."""
+    """All events of a session, spoken five times too fast, until some items are complete."""
     told: list[Any] = []
     async with (
         AsyncOpenAI(api_key="none", base_url=f"{url}/v1") as client,
@@ -72,8 +71,8 @@ async def conversation(
     assert "error" not in [event.type for event in told]
     for completed in told:
         if completed.type == f"{TRANSCRIPTION}.completed":
-            deltas = [e.delta for e in told if e.type == f"{TRANSCRIPTION}.delta"
-                      and e.item_id == completed.item_id]  # fmt: skip
+            about = [e for e in told if getattr(e, "item_id", None) == completed.item_id]
+            deltas = [e.delta for e in about if e.type == f"{TRANSCRIPTION}.delta"]
             assert "".join(deltas) == completed.transcript
     return told
 
