@@ -6,7 +6,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from api import asr, health, live, models, openai, process, vosk, whisper_rest
+from api import asr, health, live, models, openai, process, realtime, vosk, whisper_rest
 from api.errors import ErrorBoundary, ErrorShapes
 from api.limits import FORM_LIMITS, BodyLimit, heavy_route
 from api.request_id import RequestId
@@ -35,6 +35,7 @@ def make_app(
             **models.ERROR_SHAPES,
             **asr.ERROR_SHAPES,
             **whisper_rest.ERROR_SHAPES,
+            **realtime.ERROR_SHAPES,
         }
     )
     upload_bounds = {
@@ -69,4 +70,5 @@ def make_app(
     app.include_router(health.router(service, version))
     app.include_router(live.router(streams))
     app.include_router(vosk.router(streams))
+    app.include_router(realtime.router(streams, settings.openai_aliases))
     return app

@@ -121,6 +121,10 @@ class Live:
         """See :class:`api.sockets.Dialect`."""
         return self._form.ended
 
+    def greet(self) -> Sequence[str]:
+        """See :class:`api.sockets.Dialect`."""
+        return ()
+
     def begin(self, frame: Frame) -> Opening:
         """See :class:`api.sockets.Dialect`."""
         if isinstance(frame, str) and _says_start(frame):
@@ -236,7 +240,8 @@ class _Native:
             case "progress":
                 body |= {"processed_s": _seconds(event.end), "lag_s": _seconds(event.lag_s)}
             case "speech_start" | "speech_end":
-                body |= {"utterance": event.utterance, "at": _seconds(event.start)}
+                at = event.end if event.kind == "speech_start" else event.start
+                body |= {"utterance": event.utterance, "at": _seconds(at)}
             case "done":
                 if self._live.sessions.draining and not self.ended:
                     return []  # another replica goes on with the stream

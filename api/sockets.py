@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from api.errors import STATUS, problem_of
+from api.errors import STATUS, Say, problem_of, say_detail
 from api.streams import LiveStreams
 from speech.errors import IdleTimeout, Overloaded, SpeechError
 from speech.events import Event
@@ -47,6 +46,10 @@ class Dialect(Protocol):
         """Whether the client has said on this socket that no audio follows."""
         ...
 
+    def greet(self) -> Sequence[str]:
+        """What is said before the client says anything. Raises SpeechError."""
+        ...
+
     def begin(self, frame: Frame) -> Opening | Sequence[str]:
         """The session that a frame begins, or what to answer to it while another is waited for.
 
@@ -79,22 +82,27 @@ def code_of(code: str) -> int:
     return REFUSED if status < 500 else FAILED
 
 
-async def converse(websocket: WebSocket, live: LiveStreams, dialect: Dialect) -> None:
+async def converse(
+    websocket: WebSocket,
+    live: LiveStreams,
+    dialect: Dialect,
+    *,
+    subprotocol: str | None = None,
+    say: Say = say_detail,
+) -> None:
     """Serve one socket from the handshake to its close.
 
-    Beyond the bound of sessions the handshake itself is answered: 503 with Retry-After.
+    Beyond the bound of sessions the handshake itself is answered: 503 with Retry-After, in the
+    shape of ``say``.
     """
     with contextlib.ExitStack() as places:
         try:
             places.enter_context(live.sessions.socket())
         except Overloaded as full:
-            problem = problem_of(full)
-            body = {"detail": problem.detail, "code": problem.code}
-            answer = JSONResponse(body, problem.status, headers=problem.headers)
-            await websocket.send_denial_response(answer)
+            await websocket.send_denial_response(say(problem_of(full)))
             return
         with contextlib.suppress(WebSocketDisconnect):
-            await websocket.accept()
+            await websocket.accept(subprotocol)
             await _Conversation(websocket, live, dialect).run()
 
 
@@ -120,6 +128,9 @@ class _Conversation:
         except SpeechError as error:
             await self._refuse(error, begun=False)
             return
+        if opening is None:
+            await self._close(GOING_AWAY)
+            return
         session = opening.session
         owner = self._live.sessions.attach(session)
         try:
@@ -127,15 +138,27 @@ class _Conversation:
         finally:
             await self._live.sessions.leave(session, owner, resumable=self._dialect.resumable)
 
-    async def _begin(self) -> Opening:
-        patience = self._live.settings.start_timeout_s
+    async def _begin(self) -> Opening | None:
+        """None where the service is being stopped before the client begins.
+
+        Nothing is awaited after the frame that begins: until then another socket may have it.
+        """
+        greeting = self._dialect.greet()
+        for text in greeting:
+            await self._send(text)
+        settings = self._live.settings
+        # Who was greeted is connected and may keep silent.
+        patience = settings.idle_timeout_s if greeting else settings.start_timeout_s
         while True:
-            opening = self._dialect.begin(await self._next(patience))
+            frame = await self._next_unless_stopped(patience)
+            if frame is None:
+                return None
+            opening = self._dialect.begin(frame)
             if isinstance(opening, Opening):
                 return opening
             for text in opening:
                 await self._send(text)
-            patience = self._live.settings.idle_timeout_s
+            patience = settings.idle_timeout_s
 
     async def _talk(self, opening: Opening, owner: asyncio.Event) -> None:
         listening = asyncio.create_task(self._listen(opening, owner))
@@ -203,6 +226,18 @@ class _Conversation:
         except TimeoutError:
             raise IdleTimeout(f"nothing was heard for {patience:g} seconds") from None
 
+    async def _next_unless_stopped(self, patience: float) -> Frame | None:
+        waiting = asyncio.create_task(self._next(patience))
+        stopping = asyncio.create_task(self._live.sessions.stopping.wait())
+        tasks: set[asyncio.Task[object]] = {waiting, stopping}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return waiting.result() if waiting.done() else None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _receive(self) -> Frame:
         message = await self._websocket.receive()
         if message["type"] == "websocket.disconnect":
@@ -213,7 +248,8 @@ class _Conversation:
     async def _send(self, text: str) -> None:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                await self._websocket.send_text(text)
+                # Half a surrogate pair, which a client may have sent in an escape, is no UTF-8.
+                await self._websocket.send_text(text.encode(errors="replace").decode())
         except TimeoutError:
             raise _DoesNotReadError from None
         await asyncio.sleep(0)  # behind Serve's own proxy a send never waits
@@ -225,7 +261,7 @@ class _Conversation:
 
     async def _close(self, code: int, reason: str = "") -> None:
         if self._websocket.application_state is WebSocketState.CONNECTED:
-            said = reason.encode()[:123].decode(errors="ignore")
+            said = reason.encode(errors="replace")[:123].decode(errors="ignore")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await self._websocket.close(code, said)

@@ -95,6 +95,9 @@ class _VoskSocket:
         self.ended = False
         self.so_far = _SoFar()
 
+    def greet(self) -> Sequence[str]:
+        return ()
+
     def begin(self, frame: Frame) -> Opening | Sequence[str]:
         """The stream begins with the audio, or its end: no configuration is needed."""
         if isinstance(frame, bytes) or _is_end(frame):

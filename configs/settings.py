@@ -35,6 +35,8 @@ OPENAI_MODELS = (
     "gpt-4o-mini-transcribe",
     "gpt-4o-mini-transcribe-2025-12-15",
     "gpt-4o-transcribe-diarize",
+    "gpt-live-transcribe",
+    "gpt-realtime-whisper",
 )
 """Names that OpenAI's clients send; each means the default model unless the table says else."""
 

@@ -31,8 +31,8 @@ class Agreement:
     that it had when it was committed.
     """
 
-    def __init__(self) -> None:
-        self._committed: tuple[Word, ...] = ()
+    def __init__(self, committed: tuple[Word, ...] = ()) -> None:
+        self._committed = committed
         self._tentative: tuple[Word, ...] = ()
 
     def update(self, words: tuple[Word, ...]) -> tuple[tuple[Word, ...], tuple[Word, ...]]:
@@ -42,6 +42,15 @@ class Agreement:
         self._committed += rest[:agreed]
         self._tentative = rest[agreed:]
         return self._committed, self._tentative
+
+    @property
+    def committed(self) -> tuple[Word, ...]:
+        """The words that are never taken back."""
+        return self._committed
+
+    def behind(self, cut_s: float) -> "Agreement":
+        """The same about the utterance that follows when this one is cut."""
+        return Agreement(tuple(w.later(-cut_s) for w in self._committed if w.start >= cut_s))
 
     def final(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
         """The words of the utterance, given the hypothesis about all of it."""

@@ -46,9 +46,10 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class SpeechEnd:
-    """Nobody speaks since ``at``."""
+    """Nobody speaks since ``at``; the utterance ends at ``end``, its tail."""
 
     at: int
+    end: int
 
 
 Mark = SpeechStart | Utterance | SpeechEnd
@@ -118,7 +119,8 @@ class EndpointOptions:
 class Endpointer:
     """Utterances are what is spoken between two pauses; silence belongs to none."""
 
-    def __init__(self, options: EndpointOptions) -> None:
+    def __init__(self, options: EndpointOptions, heard: int = 0) -> None:
+        """``heard`` samples of the stream are over; no utterance reaches back into them."""
         self._options = options
         # One less: an utterance may begin between two windows.
         self._longest = int(options.max_utterance_s * SAMPLE_RATE) // WINDOW_SAMPLES - 1
@@ -126,8 +128,8 @@ class Endpointer:
         self._silence = max(_windows(options.silence_s), 1)
         # Whole windows: a stream that is resumed at the end of an utterance is cut as before.
         self._tail = _windows(options.tail_s) * WINDOW_SAMPLES
-        self._window = 0
-        self._floor = 0
+        self._window = heard // WINDOW_SAMPLES
+        self._floor = heard
         self._begin: int | None = None
         self._pending: list[float] = []  # since the utterance began, at most ``_longest``
         self._run = 0
@@ -160,7 +162,7 @@ class Endpointer:
         if begin is None or end <= begin:
             return []
         spoken_until = min(max(self._quiet_since * WINDOW_SAMPLES, begin), end)
-        return [SpeechEnd(spoken_until), Utterance(begin, end, end, end - spoken_until)]
+        return [SpeechEnd(spoken_until, end), Utterance(begin, end, end, end - spoken_until)]
 
     def _wait(self, probability: float) -> list[Mark]:
         self._run = self._run + 1 if probability >= self._options.threshold else 0
@@ -190,7 +192,7 @@ class Endpointer:
             end = min(max(spoken_until + self._tail, self._begin + WINDOW_SAMPLES), now)
             mark = Utterance(self._begin, end, now, now - spoken_until)
             self._begin, self._floor, self._run = None, end, 0
-            return [SpeechEnd(spoken_until), mark]
+            return [SpeechEnd(spoken_until, end), mark]
         if len(self._pending) < self._longest:
             return []
         return [self._cut()]

@@ -10,7 +10,18 @@ from typing import Literal
 from speech.errors import Overloaded
 from speech.transcript import Scores, Word
 
-Kind = Literal["speech_start", "speech_end", "partial", "final", "progress", "error", "done"]
+Kind = Literal[
+    "speech_start",
+    "speech_end",
+    "partial",
+    "final",
+    "failed",
+    "turn",
+    "cleared",
+    "progress",
+    "error",
+    "done",
+]
 
 RETAINED_EVENTS = 1000
 """Events kept for a socket that reads late or comes back."""
@@ -22,7 +33,9 @@ class Event:
 
     ``seq`` rises from event to event and has gaps where a partial was overtaken. ``utterance``
     counts from 0; every utterance has exactly one final, whose ``text`` may be empty. ``lag_s`` is
-    the time since the last sample that the event speaks of was received.
+    the time since the last sample that the event speaks of was received. ``start`` of a
+    speech_start and ``end`` of a speech_end are those of the utterance, the other two are where
+    speech begins and ends. What is said of turns is described at :mod:`speech.turns`.
     """
 
     kind: Kind
@@ -30,6 +43,7 @@ class Event:
     start: float
     end: float
     utterance: int = 0
+    turn: int = 0
     text: str = ""
     words: tuple[Word, ...] = ()
     lag_s: float = 0.0
@@ -65,7 +79,8 @@ class EventLog:
         else:
             self._kept.append(event)
             partial = self._newest.get("partial")
-            if event.kind == "final" and partial and partial.utterance == event.utterance:
+            over = event.kind in ("final", "failed")
+            if over and partial and partial.utterance == event.utterance:
                 del self._newest["partial"]
         if len(self._kept) > RETAINED_EVENTS:
             self._lost = self._kept.popleft().seq

@@ -28,7 +28,7 @@ from speech.errors import (
 )
 from speech.frames import GAP_S
 
-PcmEncoding = Literal["pcm_s16le", "pcm_f32le"]
+PcmEncoding = Literal["pcm_s16le", "pcm_f32le", "g711_ulaw", "g711_alaw"]
 Encoding = Literal["pcm_s16le", "pcm_f32le", "opus"]
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 8_000, 48_000
@@ -40,7 +40,14 @@ MAX_SECONDS_PER_FEED = 300.0
 MAX_BYTES_WITHOUT_AUDIO = 2 * 1024 * 1024
 """What a container may hold between two packets of audio, such as tags with a picture."""
 
-_DTYPES: Mapping[str, np.dtype[Any]] = {"pcm_s16le": np.dtype("<i2"), "pcm_f32le": np.dtype("<f4")}
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "pcm_s16le": np.dtype("<i2"),
+    "pcm_f32le": np.dtype("<f4"),
+    "g711_ulaw": np.dtype("u1"),
+    "g711_alaw": np.dtype("u1"),
+}
+_RESAMPLED_AT_ONCE = 1 << 16
+"""Samples, well below a millisecond; a frame may hold a hundred times as many."""
 _DEMUXERS = {b"OggS": "ogg", b"\x1a\x45\xdf\xa3": "matroska"}
 _MAX_OPUS_CHANNELS = 2
 _NOTHING: Samples = np.empty(0, np.float32)
@@ -86,6 +93,7 @@ class PcmIntake:
     Frames may be split anywhere: the bytes of an incomplete sample wait for the next ``feed``.
     The resampler holds back up to 0.12 s until ``flush``; in all, ``n`` samples become
     ``n * 16000 / sample_rate``, rounded. NaN becomes zero; what exceeds full scale is clipped.
+    What is fed after ``flush`` begins anew.
 
     Raises InvalidRequest for a rate or a number of channels that is not taken.
     """
@@ -99,6 +107,7 @@ class PcmIntake:
         if not 1 <= channels <= MAX_CHANNELS:
             raise InvalidRequest(f"channels is {channels}, it must be from 1 to {MAX_CHANNELS}")
         self._dtype = _DTYPES[encoding]
+        self._levels = _LEVELS.get(encoding)
         self._channels = channels
         self._resampler = _Resampler(sample_rate)
         self._rest = b""
@@ -108,11 +117,21 @@ class PcmIntake:
         data = self._rest + data
         whole = len(data) - len(data) % (self._dtype.itemsize * self._channels)
         self._rest = data[whole:]
-        interleaved = np.frombuffer(data, self._dtype, whole // self._dtype.itemsize)
-        return self._resampler.push(_mono(interleaved.reshape(-1, self._channels).T))
+        samples = np.frombuffer(data, self._dtype, whole // self._dtype.itemsize)
+        if self._levels is not None:
+            samples = self._levels[samples]
+        mono = _mono(samples.reshape(-1, self._channels).T)
+        if len(mono) <= _RESAMPLED_AT_ONCE:
+            return self._resampler.push(mono)
+        pieces = []
+        for first in range(0, len(mono), _RESAMPLED_AT_ONCE):
+            pieces.append(self._resampler.push(mono[first : first + _RESAMPLED_AT_ONCE]))
+            await asyncio.sleep(0)
+        return np.concatenate(pieces)
 
     async def flush(self) -> Samples:
         """See :class:`Intake`; the bytes of an incomplete sample are dropped."""
+        self._rest = b""
         return self._resampler.finish()
 
     async def close(self) -> None:
@@ -372,4 +391,25 @@ class _Resampler:
         return np.clip(resampled, -1.0, 1.0)  # the filter overshoots at full scale
 
     def finish(self) -> Samples:
-        return self.push(_NOTHING, last=True)
+        rest = self.push(_NOTHING, last=True)
+        if self._stream is not None:
+            self._stream.clear()
+        return rest
+
+
+def _ulaw() -> NDArray[np.int16]:
+    """The levels of the 256 codes of G.711 mu-law (ITU-T G.711, table 2)."""
+    code = ~np.arange(256, dtype=np.uint8).astype(np.int32) & 0xFF
+    size = (((code & 0x0F) << 3) + 0x84 << (code >> 4 & 0x07)) - 0x84
+    return np.where(code & 0x80, -size, size).astype(np.int16)
+
+
+def _alaw() -> NDArray[np.int16]:
+    """The levels of the 256 codes of G.711 A-law (ITU-T G.711, table 1)."""
+    code = np.arange(256, dtype=np.int32) ^ 0x55
+    step, exponent = ((code & 0x0F) << 4) + 8, code >> 4 & 0x07
+    size = np.where(exponent, step + 0x100 << np.maximum(exponent - 1, 0), step)
+    return np.where(code & 0x80, size, -size).astype(np.int16)
+
+
+_LEVELS = {"g711_ulaw": _ulaw(), "g711_alaw": _alaw()}

@@ -47,13 +47,17 @@ from speech.transcript import Scores, Span, Word
 
 log = logging.getLogger(__name__)
 
-Command = Literal["finalize", "drain", "end"]
+Command = Literal["finalize", "commit", "clear", "drain", "end"]
 
 BLOCK_S = 4.0
 """A stream that is behind is heard in blocks of this many seconds, with a partial for each."""
 _BLOCK_BYTES = round(BLOCK_S * SAMPLE_RATE * 2)
 _FRAME_BYTES = 200
 """What a frame in the inbox costs beside its audio, about."""
+_CHANGE_BYTES = 20_000
+"""What other options count for in the inbox: a prompt, hotwords, a resampler."""
+MAX_TURN_S = 600.0
+"""The longest turn; speech that knows no pause ends its turn then."""
 WAITING_FINALS = 4
 """Utterances that wait to be finished; the stream is not heard further beyond that."""
 
@@ -80,6 +84,11 @@ class SessionOptions:
     the whole audio is recognised in pieces of at most ``endpointing.max_utterance_s``.
     ``progress_s`` is how often, in seconds of the stream, it is said how far it was heard;
     ``pcm`` is None where the audio comes in a container.
+
+    With ``turns`` it is told which utterances belong together, see :mod:`speech.turns`: a turn
+    ends with the pause after it or only where the client commits it, and then nothing is said of
+    the beginning and end of speech. Partials hold only what is never taken back, and an utterance
+    that cannot be recognised does not end the stream.
     """
 
     model: str
@@ -87,6 +96,7 @@ class SessionOptions:
     partial_model: str | None = None
     partials: bool = True
     cut_in_pauses: bool = False
+    turns: Literal["pause", "commit"] | None = None
     endpointing: EndpointOptions = field(default_factory=EndpointOptions)
     transcribe: TranscribeOptions = field(default_factory=TranscribeOptions)
     emotion_model: str | None = None
@@ -98,6 +108,9 @@ class SessionOptions:
     def stream_model(self) -> str | None:
         """The frame-synchronous model that hears the stream."""
         return self.model if self.streaming else self.partial_model
+
+
+_Item = bytes | Command | Intake | tuple[SessionOptions, Intake]
 
 
 @dataclass(slots=True)
@@ -157,18 +170,14 @@ class LiveSession:
         self._limits = limits or SessionLimits()
         self._offset_s = offset_s
         self._clock = clock
-        self._inbox: deque[tuple[float, bytes | Command | Intake]] = deque()
+        self._inbox: deque[tuple[float, _Item]] = deque()
         self._pending_bytes = 0
         self._offered = (offset_s, 0)
         self._arrived = asyncio.Event()
         self._log = EventLog(first_seq)
         self._vad = ports.voice_activity(options.endpointing)
-        self._segmenter: Segmenter = (
-            PauseCutter(options.endpointing.max_utterance_s)
-            if options.cut_in_pauses
-            else Endpointer(options.endpointing)
-        )
         self._tape = Tape()
+        self._segmenter = self._new_segmenter()
         self._arrivals: deque[tuple[int, float]] = deque()
         self._stream: RecognizerStream | None = None
         self._fed = 0
@@ -178,10 +187,19 @@ class LiveSession:
         self._freed = False
         self._ending = False
         self._utterance = 0
+        self._turn = 0
+        self._turn_begin = 0
+        self._turn_utterance = 0
         self._partial_text = ""
+        self._agreement = Agreement()
         self._rerecognition: _Rerecognition | None = None
         self._finals: asyncio.Queue[Callable[[], Any] | None] = asyncio.Queue(WAITING_FINALS)
         self._speakers = OnlineSpeakers()
+
+    def _new_segmenter(self) -> Segmenter:
+        if self.options.cut_in_pauses:
+            return PauseCutter(self.options.endpointing.max_utterance_s)
+        return Endpointer(self.options.endpointing, len(self._tape))
 
     @property
     def received_s(self) -> float:
@@ -235,6 +253,21 @@ class LiveSession:
         """End the utterance that is going on as if a pause had been heard."""
         self._put("finalize")
 
+    def change(self, options: SessionOptions, intake: Intake) -> None:
+        """What follows is heard in another way; an utterance that is going on ends here.
+
+        ``endpointing.webrtc_mode`` stays.
+        """
+        self._put((options, intake))
+
+    def commit(self) -> None:
+        """End the turn here, also one in which nothing was said."""
+        self._put("commit")
+
+    def clear(self) -> None:
+        """Forget the turn so far."""
+        self._put("clear")
+
     def drain(self) -> None:
         """End as soon as all was heard that came, and nobody speaks."""
         self._put("drain")
@@ -261,11 +294,7 @@ class LiveSession:
         """
         finisher = asyncio.create_task(self._finish_utterances())
         try:
-            if self.options.stream_model is not None:
-                assert self._ports.streaming is not None, "a model is named where one is served"
-                self._stream = await self._ports.streaming.open(
-                    self.options.stream_model, self.options.transcribe.hotwords
-                )
+            await self._open_stream()
             hearing = asyncio.create_task(self._hear())
             try:
                 await asyncio.wait({hearing, finisher}, return_when=asyncio.FIRST_COMPLETED)
@@ -288,6 +317,13 @@ class LiveSession:
         self._say("done", end, end)
         self._log.close()
 
+    async def _open_stream(self) -> None:
+        if self.options.stream_model is not None:
+            assert self._ports.streaming is not None, "a model is named where one is served"
+            self._stream = await self._ports.streaming.open(
+                self.options.stream_model, self.options.transcribe.hotwords
+            )
+
     async def _free(self) -> None:
         self._freed = True
         self._inbox.clear()
@@ -299,7 +335,7 @@ class LiveSession:
                 await self._stream.close()
         await self._intake.close()
 
-    def _put(self, item: bytes | Command | Intake) -> bool:
+    def _put(self, item: _Item) -> bool:
         """Whether it is in the inbox; nothing is taken after the end. Raises TooFarAhead."""
         if self._freed:
             return False
@@ -321,6 +357,10 @@ class LiveSession:
             arrived, item, frames = await self._next()
             if item == "finalize":
                 await self._finalize()
+            elif item == "commit":
+                await self._commit(arrived)
+            elif item == "clear":
+                await self._clear(arrived)
             elif item == "drain":
                 draining = True
             elif item == "end":
@@ -330,14 +370,56 @@ class LiveSession:
                 await self._take(await self._intake.feed(item), arrived)
                 self.heard_frames += frames
                 self._say_progress()
+            elif isinstance(item, tuple):
+                options, intake = item
+                await self._replace_intake(intake, arrived)
+                await self._change(options)
             else:
-                await self._take(await self._intake.flush(), arrived)
-                await self._intake.close()
-                self._intake = item
+                await self._replace_intake(item, arrived)
             if self._refused is not None:
                 break
         await self._finalize()
+        if self.options.turns and self._utterance > self._turn_utterance:
+            self._end_turn("turn")
         await self._finals.put(None)
+
+    async def _replace_intake(self, intake: Intake, arrived: float) -> None:
+        await self._take(await self._intake.flush(), arrived)
+        await self._intake.close()
+        self._intake = intake
+
+    async def _change(self, options: SessionOptions) -> None:
+        await self._finalize()
+        before, self.options = self.options, options
+        self._segmenter = self._new_segmenter()
+        heard_by = (options.stream_model, options.transcribe.hotwords)
+        if heard_by != (before.stream_model, before.transcribe.hotwords):
+            stream, self._stream = self._stream, None
+            if stream is not None:
+                await stream.close()
+            await self._open_stream()
+
+    async def _commit(self, arrived: float) -> None:
+        turn = self._turn
+        await self._take(await self._intake.flush(), arrived)
+        await self._finalize()
+        if self._turn == turn:
+            self._end_turn("turn")
+
+    async def _clear(self, arrived: float) -> None:
+        await self._take(await self._intake.flush(), arrived)
+        if self._segmenter.finish(len(self._tape)):
+            if self._stream is not None:
+                await self._stream.finish()
+            await self._stop_rerecognition()
+            self._partial_text, self._agreement = "", Agreement()
+        self._end_turn("cleared")
+        self._forget()
+
+    def _end_turn(self, kind: Literal["turn", "cleared"], end: int | None = None) -> None:
+        end = len(self._tape) if end is None else end
+        self._say(kind, self._turn_begin, end, turn=self._turn, utterance=self._utterance)
+        self._turn, self._turn_begin, self._turn_utterance = self._turn + 1, end, self._utterance
 
     @property
     def _at_rest(self) -> bool:
@@ -345,7 +427,7 @@ class LiveSession:
         silent = self._segmenter.begin is None or self.options.cut_in_pauses
         return silent and not self._inbox
 
-    async def _next(self) -> tuple[float, bytes | Command | Intake, int]:
+    async def _next(self) -> tuple[float, _Item, int]:
         """What the client sent next; audio that waits comes in one piece, up to a block.
 
         Also when it came, and how many frames of the client it is.
@@ -395,6 +477,9 @@ class LiveSession:
             for mark in self._segmenter.feed(probabilities.tolist()):
                 await self._follow(mark)
             await self._hear_utterance()
+            lasts = len(self._tape) - self._turn_begin >= MAX_TURN_S * SAMPLE_RATE
+            if lasts and self.options.turns == "pause" and self._segmenter.begin is not None:
+                await self._finalize()
             self._forget()
 
     async def _finalize(self) -> None:
@@ -412,11 +497,19 @@ class LiveSession:
         match mark:
             case SpeechStart(at, begin):
                 self._fed = begin
-                self._say("speech_start", at, at, utterance=self._utterance)
-            case SpeechEnd(at):
-                self._say("speech_end", at, at, utterance=self._utterance)
+                if self.options.turns == "pause" and self._utterance == self._turn_utterance:
+                    self._turn_begin = begin
+                self._say_speech("speech_start", begin, at)
+            case SpeechEnd(at, end):
+                self._say_speech("speech_end", at, end)
             case Utterance():
                 await self._end_utterance(mark)
+                if self.options.turns == "pause" and not mark.cut:
+                    self._end_turn("turn", mark.end)
+
+    def _say_speech(self, kind: Kind, start: int, end: int) -> None:
+        if self.options.turns != "commit":
+            self._say(kind, start, end, utterance=self._utterance, turn=self._turn)
 
     async def _hear_utterance(self) -> None:
         """Partials of the utterance that is going on."""
@@ -429,16 +522,22 @@ class LiveSession:
                 return
             words = await self._stream.feed(self._tape.cut(self._fed, until))
             self._fed = until
+            if self.options.turns:
+                # The last word may still grow.
+                words, _ = self._agreement.update(words[:-1])
             if self.options.partials:
                 self.say_partial(self._utterance, begin, until, words)
         elif self.options.partials:
             if self._rerecognition is None:
-                self._rerecognition = _Rerecognition(self, self._utterance, begin)
+                self._rerecognition = _Rerecognition(self, self._utterance, begin, self._agreement)
             self._rerecognition.heard(len(self._tape))
 
     async def _end_utterance(self, mark: Utterance) -> None:
         number, self._utterance = self._utterance, self._utterance + 1
         self._partial_text = ""
+        agreement = self._agreement
+        cut_s = (mark.end - mark.begin) / SAMPLE_RATE
+        self._agreement = agreement.behind(cut_s) if mark.cut else Agreement()
         heard: tuple[Word, ...] | None = None
         if self._stream is not None and not self.options.cut_in_pauses:
             # To where the end was known, so that the size of frames changes no word.
@@ -447,16 +546,35 @@ class LiveSession:
             words = await self._stream.finish(mark.quiet / SAMPLE_RATE)
             self._fed = mark.end
             if self.options.streaming:
-                heard = _before(words, mark)
-        agreement: Agreement | None = None
-        if self._rerecognition is not None:
-            agreement = await self._rerecognition.stop()
-            self._rerecognition = None
+                heard = _before(agreement.final(words), mark, agreement)
+        await self._stop_rerecognition()
         samples = self._tape.cut(mark.begin, mark.end)
-        arrived = self._arrival(mark.end)
-        await self._finals.put(
-            lambda: self._final(number, mark, samples, heard, agreement, arrived)
-        )
+        arrived, turn, options = self._arrival(mark.end), self._turn, self.options
+
+        async def finish() -> None:
+            try:
+                await self._final(number, turn, mark, samples, heard, agreement, arrived, options)
+            except SpeechError as error:
+                if not options.turns:
+                    raise
+                log.warning("live session %s: utterance lost: %s", self.id, error)
+                self._say(
+                    "failed",
+                    mark.begin,
+                    mark.end,
+                    arrived,
+                    utterance=number,
+                    turn=turn,
+                    text=error.message,
+                    code=error.code,
+                )
+
+        await self._finals.put(finish)
+
+    async def _stop_rerecognition(self) -> None:
+        if self._rerecognition is not None:
+            await self._rerecognition.stop()
+            self._rerecognition = None
 
     async def _finish_utterances(self) -> None:
         while (job := await self._finals.get()) is not None:
@@ -465,49 +583,54 @@ class LiveSession:
     async def _final(
         self,
         number: int,
+        turn: int,
         mark: Utterance,
         samples: Samples,
         heard: tuple[Word, ...] | None,
-        agreement: Agreement | None,
+        agreement: Agreement,
         arrived: float,
+        options: SessionOptions,
     ) -> None:
         words = heard
         if words is None:
-            words = await self.recognise(samples) if mark.spoken else ()
-            if agreement is not None:
-                words = _before(agreement.final(words), mark)
-        emotion, speaker = await self._colour(samples) if words else (None, None)
+            words = await self.recognise(samples, options) if mark.spoken else ()
+            if agreement.committed:
+                words = _before(agreement.final(words), mark, agreement)
+        emotion, speaker = await self._colour(samples, options) if words else (None, None)
         self._say(
             "final",
             mark.begin,
             mark.end,
             arrived,
             utterance=number,
+            turn=turn,
             text=_text(words),
             words=self._placed(words, mark.begin),
             emotion=emotion,
             speaker=speaker,
         )
 
-    async def recognise(self, samples: Samples) -> tuple[Word, ...]:
+    async def recognise(self, samples: Samples, asked: SessionOptions) -> tuple[Word, ...]:
         """Words of an utterance by the model of the finals, times in seconds of the utterance."""
         audio = DecodedAudio(Audio(samples), len(samples) / SAMPLE_RATE)
         # Finals are made of words, also for who does not want to be told their times.
-        options = replace(self.options.transcribe, model=self.options.model, word_timestamps=True)
+        options = replace(asked.transcribe, model=asked.model, word_timestamps=True)
         recognition = await self._ports.transcriber.transcribe(audio, options, None)
         return tuple(word for segment in recognition.segments for word in segment.words)
 
-    async def _colour(self, samples: Samples) -> tuple[Scores | None, str | None]:
+    async def _colour(
+        self, samples: Samples, asked: SessionOptions
+    ) -> tuple[Scores | None, str | None]:
         """How the utterance sounded, and who spoke."""
         emotion: Scores | None = None
         speaker: str | None = None
-        if self.options.emotion_model is not None and self._ports.emotions is not None:
+        if asked.emotion_model is not None and self._ports.emotions is not None:
             seconds = len(samples) / SAMPLE_RATE
             audio = DecodedAudio(Audio(samples), seconds)
             (emotion,) = await self._ports.emotions.classify(
-                audio, [Span(0.0, seconds)], EmotionOptions(self.options.emotion_model, "sentence")
+                audio, [Span(0.0, seconds)], EmotionOptions(asked.emotion_model, "sentence")
             )
-        if self.options.speakers and self._ports.embedder is not None:
+        if asked.speakers and self._ports.embedder is not None:
             speaker = self._speakers.label(
                 await self._ports.embedder.embed(samples), len(samples) / SAMPLE_RATE
             )
@@ -520,7 +643,8 @@ class LiveSession:
             return
         self._partial_text = text
         placed = self._placed(words, begin)
-        self._say("partial", begin, end, utterance=utterance, text=text, words=placed)
+        about = {"utterance": utterance, "turn": self._turn}
+        self._say("partial", begin, end, **about, text=text, words=placed)
 
     def part(self, begin: int, end: int) -> Samples:
         """Samples of the stream that are still held."""
@@ -560,11 +684,13 @@ class LiveSession:
 class _Rerecognition:
     """Partials of one utterance by recognising it again as it grows, one pass at a time."""
 
-    def __init__(self, session: LiveSession, utterance: int, begin: int) -> None:
+    def __init__(
+        self, session: LiveSession, utterance: int, begin: int, agreement: Agreement
+    ) -> None:
         self._session = session
         self._utterance = utterance
         self._begin = begin
-        self._agreement = Agreement()
+        self._agreement = agreement
         self._next_s = next_pass_s(0.0)
         self._pass: asyncio.Task[None] | None = None
 
@@ -578,20 +704,21 @@ class _Rerecognition:
         self._pass = asyncio.create_task(self._recognise(samples, until))
 
     async def _recognise(self, samples: Samples, until: int) -> None:
+        options = self._session.options
         try:
-            words = await self._session.recognise(samples)
+            words = await self._session.recognise(samples, options)
         except SpeechError as error:
             # The final will say it if it stays so.
             log.warning("live session %s: no partial: %s", self._session.id, error)
             return
         committed, tentative = self._agreement.update(words)
-        self._session.say_partial(self._utterance, self._begin, until, (*committed, *tentative))
+        words = committed if options.turns else (*committed, *tentative)
+        self._session.say_partial(self._utterance, self._begin, until, words)
 
-    async def stop(self) -> Agreement:
-        """Give up a pass that is running; what was committed so far."""
+    async def stop(self) -> None:
+        """Give up a pass that is running."""
         if self._pass is not None:
             await _cancelled(self._pass)
-        return self._agreement
 
 
 async def _cancelled(task: "asyncio.Task[Any]") -> None:
@@ -600,16 +727,26 @@ async def _cancelled(task: "asyncio.Task[Any]") -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _before(words: tuple[Word, ...], mark: Utterance) -> tuple[Word, ...]:
-    """The words that begin inside the utterance, which may end before what was heard last."""
+def _before(words: tuple[Word, ...], mark: Utterance, agreement: Agreement) -> tuple[Word, ...]:
+    """The words that begin inside the utterance, which may end before what was heard last.
+
+    What is committed stays, unless a cut leaves it to the next utterance.
+    """
     seconds = (mark.end - mark.begin) / SAMPLE_RATE
-    return tuple(replace(w, end=min(w.end, seconds)) for w in words if w.start < seconds)
+    kept = 0 if mark.cut else len(agreement.committed)
+    return tuple(
+        replace(w, start=min(w.start, seconds), end=min(w.end, seconds))
+        for index, w in enumerate(words)
+        if index < kept or w.start < seconds
+    )
 
 
-def _size(item: bytes | Command | Intake) -> int:
+def _size(item: _Item) -> int:
     """What an item of the inbox counts for; "drain" and "end" come once and are always taken."""
     if item in ("drain", "end"):
         return 0
+    if isinstance(item, tuple):
+        return _CHANGE_BYTES
     return _FRAME_BYTES + (len(item) if isinstance(item, bytes) else 0)
 
 

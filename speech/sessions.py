@@ -38,7 +38,12 @@ class Sessions:
         self._observe = observe
         self._sockets = 0
         self._entries: dict[str, _Entry] = {}
-        self.draining = False
+        self.stopping = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        """Whether no more streams are taken."""
+        return self.stopping.is_set()
 
     @property
     def count(self) -> int:
@@ -110,7 +115,7 @@ class Sessions:
 
     async def drain(self) -> None:
         """Take no more streams, and end those that are there at their next pause."""
-        self.draining = True
+        self.stopping.set()
         for entry in self._entries.values():
             entry.session.drain()
         await asyncio.sleep(DRAIN_S)

@@ -23,11 +23,11 @@ from uvicorn.server import ServerState
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from api import live, vosk
+from api import live, realtime, vosk
 from api.app import make_app
 from api.streams import LiveModels, LiveStreams
 from configs.catalogue import Catalogue, Family, ModelEntry
-from configs.settings import IngressSettings, SessionSettings
+from configs.settings import OPENAI_MODELS, IngressSettings, SessionSettings
 from deployments.live_ports import live_ports
 from deployments.models import ModelFiles
 from engines.emotion import EmotionEngine
@@ -303,6 +303,7 @@ class LiveService:
         app = FastAPI()
         app.include_router(live.router(self.streams))
         app.include_router(vosk.router(self.streams))
+        app.include_router(realtime.router(self.streams, dict.fromkeys(OPENAI_MODELS)))
         return app
 
     def _whole(self, graph: "Graph", sessions: SessionSettings) -> ASGIApp:

@@ -316,3 +316,45 @@ async def test_a_feed_that_was_given_up_loses_nothing() -> None:
                 samples.append(await feeding)
         samples.append(await stream.flush())
         assert_is_tone(Audio(np.concatenate(samples)), 20.0, 0.001, level_error=0.06)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "codec"), [("g711_ulaw", "pcm_mulaw"), ("g711_alaw", "pcm_alaw")]
+)
+async def test_every_code_of_g711_has_the_level_that_ffmpeg_gives_it(
+    encoding: PcmEncoding, codec: str
+) -> None:
+    codes = bytes(range(256))
+    decoder = av.CodecContext.create(codec, "r")
+    decoder.sample_rate, decoder.layout = SAMPLE_RATE, "mono"  # type: ignore[attr-defined]
+    (frame,) = decoder.decode(av.Packet(codes))  # type: ignore[attr-defined]
+    samples = await heard(PcmIntake(encoding, SAMPLE_RATE), pieces(codes, 7))
+    assert (samples * 2**15).tolist() == frame.to_ndarray()[0].tolist()
+
+
+async def test_what_follows_a_flush_begins_anew() -> None:
+    signal = np.random.default_rng(1).uniform(-0.5, 0.5, 24_000).astype(np.float32)
+    stream = PcmIntake("pcm_f32le", 24_000)
+    data = signal.tobytes()
+    first = np.concatenate([await stream.feed(data + b"\0"), await stream.flush()])
+    second = np.concatenate([await stream.feed(data), await stream.flush()])
+    assert len(first) == SAMPLE_RATE
+    assert second.tolist() == first.tolist()
+
+
+async def test_a_frame_of_a_minute_lets_others_run_and_is_heard_as_small_ones_are() -> None:
+    signal = np.random.default_rng(1).uniform(-0.5, 0.5, 60 * 48_000).astype(np.float32)
+    small = await heard(PcmIntake("pcm_f32le", 48_000), pieces(signal.tobytes(), 48_000))
+    turns = 0
+
+    async def run() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(run())
+    whole = await heard(PcmIntake("pcm_f32le", 48_000), [signal.tobytes()])
+    other.cancel()
+    assert turns > 40
+    assert whole == pytest.approx(small, abs=1e-6)
