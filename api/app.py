@@ -6,12 +6,16 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from api import health, live, models, openai, process, vosk
+from api import health, key_routes, live, models, openai, process, vosk
+from api.auth import KeyCheck, describe_keys
 from api.errors import ErrorBoundary, ErrorShapes
+from api.key_limits import KeyLimits, LocalLimits
+from api.keys import KeyFile
 from api.limits import FORM_LIMITS, BodyLimit, heavy_route
 from api.request_id import RequestId
 from api.service import SpeechService
 from api.streams import LiveStreams
+from configs.catalogue import REPOSITORY_ROOT
 from configs.settings import IngressSettings
 
 
@@ -22,17 +26,35 @@ def make_app(
     version: str,
     *,
     server_echoes_request_id: bool = False,
+    key_limits: KeyLimits | None = None,
 ) -> FastAPI:
     """The app that serves ``service`` and its live ``streams``; limits come from ``settings``.
 
+    ``key_limits`` count the requests of each API key, in this process alone unless told else.
     ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
     The assets of ``/docs`` are local: the page works without the internet.
     """
-    shapes = ErrorShapes({**process.ERROR_SHAPES, **openai.ERROR_SHAPES, **models.ERROR_SHAPES})
+    shapes = ErrorShapes(
+        {
+            **process.ERROR_SHAPES,
+            **openai.ERROR_SHAPES,
+            **models.ERROR_SHAPES,
+            **key_routes.ERROR_SHAPES,
+        }
+    )
+    keys = KeyFile(REPOSITORY_ROOT / settings.keys_file) if settings.keys_file else None
     upload_bounds = {
         "": settings.max_upload_bytes,
         openai.PREFIX: min(settings.max_upload_bytes, settings.max_openai_upload_bytes),
     }
+    middleware = [
+        Middleware(RequestId, server_echoes=server_echoes_request_id),
+        Middleware(ErrorBoundary, shapes=shapes),
+        Middleware(BodyLimit, max_bytes=upload_bounds),
+    ]
+    if keys is not None:
+        guard = Middleware(KeyCheck, keys=keys, limits=key_limits or LocalLimits(), shapes=shapes)
+        middleware.insert(-1, guard)
     app = FastAPIOffline(
         docs_url="/docs",
         redoc_url=None,
@@ -41,11 +63,7 @@ def make_app(
         version=version,
         description="Transcribe, diarize and read emotions in speech.",
         form_limits=FORM_LIMITS,
-        middleware=[
-            Middleware(RequestId, server_echoes=server_echoes_request_id),
-            Middleware(ErrorBoundary, shapes=shapes),
-            Middleware(BodyLimit, max_bytes=upload_bounds),
-        ],
+        middleware=middleware,
         exception_handlers={
             HTTPException: shapes.on_http_exception,
             RequestValidationError: shapes.on_invalid_form,
@@ -58,4 +76,7 @@ def make_app(
     app.include_router(health.router(service, version))
     app.include_router(live.router(streams))
     app.include_router(vosk.router(streams))
+    if keys is not None:
+        app.include_router(key_routes.router(keys))
+        describe_keys(app)
     return app

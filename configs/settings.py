@@ -217,7 +217,17 @@ class IngressSettings(Deployment):
         description="What OpenAI's model names mean on its routes: a catalogue id, or null for the "
         "default model of the task. It replaces the whole table.",
     )
+    keys_file: str | None = Field(
+        None, description="File of the API keys, relative to the repository; none: open to all."
+    )
+    keys_required: bool = Field(False, description="Never start without a keys_file.")
     sessions: SessionSettings = SessionSettings()
+
+    @model_validator(mode="after")
+    def _locked(self) -> "IngressSettings":
+        if self.keys_required and self.keys_file is None:
+            raise ValueError("keys_required, but there is no keys_file")
+        return self
 
 
 class SpeechArgs(BaseSettings):

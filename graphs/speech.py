@@ -12,6 +12,7 @@ from deployments.decoder import Decoder
 from deployments.diarization import Diarization
 from deployments.emotion import Emotion
 from deployments.ingress import Ingress
+from deployments.key_limits import counter_options
 from deployments.live import Live, live_options
 from deployments.models import ModelFiles
 from deployments.options import serve_options
@@ -47,7 +48,10 @@ def build(args: SpeechArgs) -> Application:
         handles["live"] = _deployed(Live, live_options(args.live)).bind(args.live, files)
     timeouts_s = {family: settings.timeout_s for family, settings in models.items()}
     running = args.ingress.max_concurrent_requests + args.ingress.sessions.max_sessions + HTTP_SLACK
-    return _deployed(Ingress, serve_options(args.ingress, running)).bind(
+    options = serve_options(args.ingress, running)
+    if args.ingress.keys_file is not None:
+        options |= counter_options()
+    return _deployed(Ingress, options).bind(
         args.ingress,
         catalogue,
         handles,
