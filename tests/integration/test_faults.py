@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 from ray.util.state import list_actors
 
 from tests.integration.conftest import Service
@@ -26,7 +27,8 @@ Process = Callable[..., httpx.Response]
 def replica_pids(app: str, deployment: str) -> set[int]:
     """Process ids of the living replicas of a deployment."""
     prefix = f"SERVE_REPLICA::{app}#{deployment}#"
-    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    here = ray.get_runtime_context().gcs_address  # another cluster may run on this machine
+    actors = list_actors(here, filters=[("state", "=", "ALIVE")], limit=1000)
     return {a.pid for a in actors if a.name.startswith(prefix) and a.pid}
 
 
