@@ -9,11 +9,12 @@ from starlette.middleware import Middleware
 from api import health, key_routes, live, models, openai, process, vosk
 from api.auth import KeyCheck, describe_keys
 from api.errors import ErrorBoundary, ErrorShapes
+from api.fetch import Fetcher
 from api.key_limits import KeyLimits, LocalLimits
 from api.keys import KeyFile
 from api.limits import FORM_LIMITS, BodyLimit, heavy_route
 from api.request_id import RequestId
-from api.service import SpeechService
+from api.service import SpeechService, shorter
 from api.streams import LiveStreams
 from configs.catalogue import REPOSITORY_ROOT
 from configs.settings import IngressSettings
@@ -27,10 +28,12 @@ def make_app(
     *,
     server_echoes_request_id: bool = False,
     key_limits: KeyLimits | None = None,
+    fetcher: Fetcher | None = None,
 ) -> FastAPI:
     """The app that serves ``service`` and its live ``streams``; limits come from ``settings``.
 
     ``key_limits`` count the requests of each API key, in this process alone unless told else.
+    ``fetcher`` is the one of ``settings.url_input`` where that is on.
     ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
     The assets of ``/docs`` are local: the page works without the internet.
     """
@@ -70,8 +73,13 @@ def make_app(
         },
     )
     heavy = heavy_route(settings.max_concurrent_requests, settings.request_timeout_s)
-    app.include_router(process.router(service, heavy))
-    app.include_router(openai.router(service, settings.openai_aliases, heavy))
+    if settings.url_input and fetcher is None:
+        fetcher = Fetcher(settings.max_upload_bytes, settings.url_timeout_s)
+    longest = settings.max_seconds
+    app.include_router(process.router(shorter(service, longest.get("v1")), heavy, fetcher))
+    app.include_router(
+        openai.router(shorter(service, longest.get("openai")), settings.openai_aliases, heavy)
+    )
     app.include_router(models.router(service, settings.openai_aliases))
     app.include_router(health.router(service, version))
     app.include_router(live.router(streams))

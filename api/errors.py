@@ -28,6 +28,7 @@ STATUS: Mapping[str, int] = {
     "model_not_found": 422,
     "not_enabled": 422,
     "too_many_channels": 422,
+    "fetch_failed": 422,
     "empty_audio": 400,
     "unsupported_audio": 415,
     "audio_too_large": 413,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 Device = Literal["auto", "cpu", "cuda"]
+Dialect = Literal["v1", "openai"]
 
 METRICS_INTERVAL_S = 1.0
 """Seconds until autoscaling sees a change of load; Ray's default is 10."""
@@ -217,6 +218,15 @@ class IngressSettings(Deployment):
         description="What OpenAI's model names mean on its routes: a catalogue id, or null for the "
         "default model of the task. It replaces the whole table.",
     )
+    max_seconds: dict[Dialect, float] = Field(
+        default_factory=dict,
+        description="Longest audio of a dialect, seconds, where that is to be below the decoder's "
+        "max_seconds.",
+    )
+    url_input: bool = Field(
+        False, description="Fetch files that requests name by their URL, from public hosts only."
+    )
+    url_timeout_s: float = Field(60.0, gt=0, description="Longest time such a file may take.")
     keys_file: str | None = Field(
         None, description="File of the API keys, relative to the repository; none: open to all."
     )
