@@ -103,8 +103,9 @@ class SharedLimits:
         lately = self._lost_at is not None and time.monotonic() - self._lost_at < RENEW_S
         if self._actor is None and not lately:
             try:
-                self._actor = await asyncio.to_thread(serve.get_deployment_actor, COUNTER)
-            except (RayError, RayServeException, ValueError) as error:
+                found = asyncio.to_thread(serve.get_deployment_actor, COUNTER)
+                self._actor = await _answer(found)
+            except (RayError, RayServeException, ValueError, TimeoutError) as error:
                 self._lose(error)
             else:
                 self._lost_at = None
