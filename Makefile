@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
 MODEL ?= --all
+KEYS ?= data/keys.txt
 
-.PHONY: setup demo serve test lint bench validate models models-pull lock clean
+.PHONY: setup demo serve key test lint bench validate models models-pull lock clean
 
 setup: .venv/.installed
 
@@ -20,6 +21,9 @@ demo: setup
 
 serve: setup
 	$(BIN)/python -m graphs.launch $(CONFIG)
+
+key: setup
+	$(BIN)/python -m api.keys $(KEYS)
 
 test: setup
 	$(BIN)/python -m pytest

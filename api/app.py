@@ -6,13 +6,29 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from api import asr, health, live, models, openai, process, realtime, vosk, whisper_rest
+from api import (
+    asr,
+    health,
+    key_routes,
+    live,
+    models,
+    openai,
+    process,
+    realtime,
+    vosk,
+    whisper_rest,
+)
+from api.auth import KeyCheck, describe_keys
 from api.errors import ErrorBoundary, ErrorShapes
+from api.fetch import Fetcher
+from api.key_limits import KeyLimits, LocalLimits
+from api.keys import KeyFile
 from api.limits import FORM_LIMITS, BodyLimit, heavy_route
 from api.request_id import RequestId
-from api.service import SpeechService
+from api.service import SpeechService, shorter
 from api.streams import LiveStreams
-from configs.settings import IngressSettings
+from configs.catalogue import REPOSITORY_ROOT
+from configs.settings import Dialect, IngressSettings
 
 
 def make_app(
@@ -22,9 +38,13 @@ def make_app(
     version: str,
     *,
     server_echoes_request_id: bool = False,
+    key_limits: KeyLimits | None = None,
+    fetcher: Fetcher | None = None,
 ) -> FastAPI:
     """The app that serves ``service`` and its live ``streams``; limits come from ``settings``.
 
+    ``key_limits`` count the requests of each API key, in this process alone unless told else.
+    ``fetcher`` is the one of ``settings.url_input`` where that is on.
     ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
     The assets of ``/docs`` are local: the page works without the internet.
     """
@@ -36,12 +56,23 @@ def make_app(
             **asr.ERROR_SHAPES,
             **whisper_rest.ERROR_SHAPES,
             **realtime.ERROR_SHAPES,
+            **key_routes.ERROR_SHAPES,
         }
     )
+    keys = KeyFile(REPOSITORY_ROOT / settings.keys_file) if settings.keys_file else None
     upload_bounds = {
         "": settings.max_upload_bytes,
         openai.PREFIX: min(settings.max_upload_bytes, settings.max_openai_upload_bytes),
     }
+    middleware = [
+        Middleware(RequestId, server_echoes=server_echoes_request_id),
+        Middleware(whisper_rest.Cors),
+        Middleware(ErrorBoundary, shapes=shapes),
+        Middleware(BodyLimit, max_bytes=upload_bounds),
+    ]
+    if keys is not None:
+        guard = Middleware(KeyCheck, keys=keys, limits=key_limits or LocalLimits(), shapes=shapes)
+        middleware.insert(-1, guard)
     app = FastAPIOffline(
         docs_url="/docs",
         redoc_url=None,
@@ -50,25 +81,31 @@ def make_app(
         version=version,
         description="Transcribe, diarize and read emotions in speech.",
         form_limits=FORM_LIMITS,
-        middleware=[
-            Middleware(RequestId, server_echoes=server_echoes_request_id),
-            Middleware(whisper_rest.Cors),
-            Middleware(ErrorBoundary, shapes=shapes),
-            Middleware(BodyLimit, max_bytes=upload_bounds),
-        ],
+        middleware=middleware,
         exception_handlers={
             HTTPException: shapes.on_http_exception,
             RequestValidationError: shapes.on_invalid_form,
         },
     )
     heavy = heavy_route(settings.max_concurrent_requests, settings.request_timeout_s)
-    app.include_router(process.router(service, heavy))
-    app.include_router(openai.router(service, settings.openai_aliases, heavy))
-    app.include_router(asr.router(service, settings.asr, heavy))
-    app.include_router(whisper_rest.router(service, settings.whisper_rest_aliases, version, heavy))
+    if settings.url_input and fetcher is None:
+        fetcher = Fetcher(settings.max_upload_bytes, settings.url_timeout_s)
+
+    def bounded(dialect: Dialect) -> SpeechService:
+        return shorter(service, settings.max_seconds.get(dialect))
+
+    app.include_router(process.router(bounded("v1"), heavy, fetcher))
+    app.include_router(openai.router(bounded("openai"), settings.openai_aliases, heavy))
+    app.include_router(asr.router(bounded("asr"), settings.asr, heavy))
+    app.include_router(
+        whisper_rest.router(bounded("whisper"), settings.whisper_rest_aliases, version, heavy)
+    )
     app.include_router(models.router(service, settings.openai_aliases))
     app.include_router(health.router(service, version))
     app.include_router(live.router(streams))
     app.include_router(vosk.router(streams))
     app.include_router(realtime.router(streams, settings.openai_aliases))
+    if keys is not None:
+        app.include_router(key_routes.router(keys))
+        describe_keys(app)
     return app

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import TypedDict
 
 from api.errors import Problem, Say, responses, say_detail
+from api.key_routes import say_refusal
 from api.openai_render import WARNINGS_HEADER, VerboseSegment, verbose_segment
 from api.service import SpeechService, resolve_models
 from configs.settings import AsrSettings
@@ -148,7 +149,7 @@ def _say(problem: Problem) -> Response:
         problem = replace(problem, detail=NO_MODEL)
     elif problem.status not in (401, 403, 404, 405, 429):
         problem = replace(problem, detail=f"{FAILED}: {problem.detail}")
-    return say_detail(problem)
+    return say_refusal(problem)
 
 
 ERROR_SHAPES: Mapping[str, Say] = {PATH: _say}

@@ -28,6 +28,7 @@ STATUS: Mapping[str, int] = {
     "model_not_found": 422,
     "not_enabled": 422,
     "too_many_channels": 422,
+    "fetch_failed": 422,
     "empty_audio": 400,
     "unsupported_audio": 415,
     "audio_too_large": 413,
@@ -97,8 +98,13 @@ def family_problem(
     status = STATUS[code]
     if status >= 500:
         log.warning("request %s: %s: %s", request_id.get(), code, message)
-    headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))} if status == 503 else {}
+    headers = retry_after(retry_after_s) if status == 503 else {}
     return Problem(status, code, message, headers)
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header that says when to come again, in whole seconds."""
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def problem_of_http(error: HTTPException) -> Problem:

@@ -11,6 +11,7 @@ from api.errors import Problem
 _STATUS = {415: 400, 422: 400}
 """OpenAI has one status for all that is wrong with a request but its size."""
 _CODES = {"missing": "missing_required_parameter"}
+_ONE_KEY_CODE = {"missing_api_key": "invalid_api_key"}
 
 
 class ErrorObject(TypedDict):
@@ -61,6 +62,7 @@ def error_object(problem: Problem) -> ErrorObject:
         param = str(place[0]) if place else None
         code = _CODES.get(first["type"], "invalid_value")
         message = f"{param}: {first['msg']}" if param else str(first["msg"])
+    code = _ONE_KEY_CODE.get(code, code)
     return {"message": message, "type": _type(problem.status), "param": param, "code": code}
 
 

@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic_core import to_json
+from pydantic_core import PydanticUndefined, to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from api.errors import Problem, Say, family_problem, responses, say_detail
+from api.fetch import MAX_URL_CHARS, Fetcher
 from api.service import SpeechService
 from api.v1_request import ProcessRequest, ProcessRequestText
-from speech.errors import EmptyAudio, NotEnabled
+from speech.errors import EmptyAudio, InvalidRequest, NotEnabled
 from speech.transcript import Segment, Transcript
 
 
@@ -251,9 +253,35 @@ def _say_failure(problem: Problem) -> Response:
 ERROR_SHAPES: Mapping[str, Say] = {"/v1/process": _say_failure}
 
 
-def router(service: SpeechService, route_class: type[APIRoute]) -> APIRouter:
-    """The route of the v1 API; ``route_class`` bounds it, see :func:`api.limits.heavy_route`."""
+_MISSING = {"type": "missing", "loc": ("body", "audio"), "msg": "Field required"}
+
+
+async def _given(audio: UploadFile | None, file_url: str | None, fetcher: Fetcher | None) -> bytes:
+    """The bytes of the upload, or of the file that the request names instead."""
+    if file_url is not None:
+        if fetcher is None:
+            raise NotEnabled("file_url: this service fetches no files.")
+        if audio is not None:
+            raise InvalidRequest("audio and file_url: one of the two, not both.")
+        return await fetcher.fetch(file_url)
+    if audio is None:
+        raise RequestValidationError([_MISSING])
+    data = await audio.read()
+    # Its temporary file need not stay on disk while the models run.
+    await audio.close()
+    return data
+
+
+def router(
+    service: SpeechService, route_class: type[APIRoute], fetcher: Fetcher | None = None
+) -> APIRouter:
+    """The route of the v1 API; ``route_class`` bounds it, see :func:`api.limits.heavy_route`.
+
+    Without a ``fetcher`` files have to be sent.
+    """
     routes = APIRouter(tags=["speech"], route_class=route_class)
+    # The first of them is what FastAPI takes for no default.
+    absent: Any = PydanticUndefined if fetcher is None else None
 
     @routes.post(
         "/v1/process",
@@ -262,20 +290,28 @@ def router(service: SpeechService, route_class: type[APIRoute]) -> APIRouter:
         responses=responses(400, 413, 415, 422, 500, 503, 504),
     )
     async def process(
-        audio: Annotated[UploadFile, File(description="Audio or video in any common container.")],
+        *,
+        audio: Annotated[
+            UploadFile, File(description="Audio or video in any common container.")
+        ] = absent,
         request_json: Annotated[
             str,
             ProcessRequestText(),
             Form(examples=['{"settings": {"tasks": ["transcribe", "diarization"]}}']),
         ],
+        file_url: Annotated[
+            str | None,
+            Form(
+                max_length=MAX_URL_CHARS,
+                description="Where the file is, instead of the file; off unless the service says.",
+            ),
+        ] = None,
     ) -> Response:
         request = ProcessRequest.parse(request_json)
         if request.async_process:
             raise NotEnabled("async_process: this service runs no job queue.")
         options = request.options(service)
-        data = await audio.read()
-        # Its temporary file need not stay on disk while the models run.
-        await audio.close()
+        data = await _given(audio, file_url, fetcher)
         if not data:
             raise EmptyAudio("Empty audio file provided.")
         transcript = await service.process(data, options)

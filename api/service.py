@@ -57,6 +57,43 @@ class SpeechService(Protocol):
         ...
 
 
+def shorter(service: SpeechService, max_seconds: float | None) -> SpeechService:
+    """The same service, that takes no audio longer than ``max_seconds``; None: as it is."""
+    return service if max_seconds is None else _Shorter(service, max_seconds)
+
+
+class _Shorter:
+    def __init__(self, service: SpeechService, max_seconds: float) -> None:
+        self._service = service
+        self._max_seconds = max_seconds
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self._service.catalogue
+
+    @property
+    def families(self) -> Set[Family]:
+        return self._service.families
+
+    @property
+    def default_models(self) -> Mapping[Task, str]:
+        return self._service.default_models
+
+    async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
+        return await self._service.process(data, replace(options, max_seconds=self._max_seconds))
+
+    def stream(
+        self, data: bytes, options: ProcessOptions
+    ) -> AsyncGenerator[Segment | Transcript, None]:
+        return self._service.stream(data, replace(options, max_seconds=self._max_seconds))
+
+    async def ready(self) -> Mapping[str, bool]:
+        return await self._service.ready()
+
+    async def cache_stats(self) -> list[dict[str, Any]]:
+        return await self._service.cache_stats()
+
+
 def resolve_models(service: SpeechService, options: ProcessOptions) -> ProcessOptions:
     """The options with the catalogue id of every model that will be used, checked beforehand.
 

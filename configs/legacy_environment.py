@@ -60,8 +60,8 @@ def _vosk_model(text: str, where: Where) -> Settings:
     return _model("vosk", f"{'live' if streaming else 'vosk'}.default_model")(text, where)
 
 
-def _models_dir(text: str, where: Where) -> Settings:
-    return {"models_dir": str(where.folder / text)}
+def _path(field: str) -> Read:
+    return lambda text, where: {field: str(where.folder / text)}
 
 
 def _one_of(known: Mapping[str, T]) -> Callable[[str], T]:
@@ -127,7 +127,8 @@ TABLE: Mapping[str, Read] = {
     # A, the simple ASR server
     "DEFAULT_MODEL": _default_whisper,
     "MODEL_DEVICE": _sets(_device, "whisper.device"),
-    "MODEL_DOWNLOAD_ROOT": _models_dir,
+    "MODEL_DOWNLOAD_ROOT": _path("models_dir"),
+    "KEYS_FILE": _path("ingress.keys_file"),
     "AUDIO_SPEEDUP": _sets(_number(float, 0.25, 4), "ingress.asr.speedup"),
     "DEFAULT_LANGUAGE": _sets(_language, "ingress.asr.language"),
     "MAX_UPLOAD_SIZE_MB": _upload_bound,
@@ -149,7 +150,7 @@ TABLE: Mapping[str, Read] = {
     "WHISPER_DEVICE": _sets(_device, "whisper.device"),
     "GIGAAM_EMO_DEVICE": _sets(_device, "emotion.device"),
     "PYANNOTE_USE_GPU": _sets(_gpu, "diarization.device"),
-    "MODEL_PATH": _models_dir,
+    "MODEL_PATH": _path("models_dir"),
     "MODEL_CACHE_TIMEOUT_SEC": _sets(
         _number(float, -1, 1e9), *(f"{family}.idle_ttl_s" for family in FAMILIES)
     ),
@@ -176,7 +177,6 @@ _GPUS = "Ray says which GPU a replica gets; resources.num_gpus asks for one"
 
 IGNORED: Mapping[str, str] = {
     # A
-    "KEYS_FILE": "set ingress.keys_file",
     "HSA_OVERRIDE_GFX_VERSION": "the ROCm driver reads it, and no engine here runs on ROCm",
     "CACHE_DIR": "transcripts are not cached",
     "ENABLE_CACHE": "transcripts are not cached",

@@ -17,6 +17,7 @@ from pydantic_settings import (
 from configs import legacy_environment
 
 Device = Literal["auto", "cpu", "cuda"]
+Dialect = Literal["v1", "openai", "asr", "whisper"]
 
 METRICS_INTERVAL_S = 1.0
 """Seconds until autoscaling sees a change of load; Ray's default is 10."""
@@ -241,7 +242,26 @@ class IngressSettings(Deployment):
         description="The same for the names that clients of /api/transcribe send.",
     )
     asr: AsrSettings = AsrSettings()
+    max_seconds: dict[Dialect, float] = Field(
+        default_factory=dict,
+        description="Longest audio of a dialect, seconds, where that is to be below the decoder's "
+        "max_seconds.",
+    )
+    url_input: bool = Field(
+        False, description="Fetch files that requests name by their URL, from public hosts only."
+    )
+    url_timeout_s: float = Field(60.0, gt=0, description="Longest time such a file may take.")
+    keys_file: str | None = Field(
+        None, description="File of the API keys, relative to the repository; none: open to all."
+    )
+    keys_required: bool = Field(False, description="Never start without a keys_file.")
     sessions: SessionSettings = SessionSettings()
+
+    @model_validator(mode="after")
+    def _locked(self) -> "IngressSettings":
+        if self.keys_required and self.keys_file is None:
+            raise ValueError("keys_required, but there is no keys_file")
+        return self
 
 
 class SpeechArgs(BaseSettings):

@@ -15,6 +15,7 @@ from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings, LiveSettings
 from deployments.drain import when_draining
 from deployments.flow import FlowControl
+from deployments.key_limits import SharedLimits
 from deployments.live_ports import live_models, live_ports, recognition_lag_s
 from deployments.metrics import observe_sessions
 from deployments.models import ModelFiles
@@ -61,5 +62,6 @@ class Ingress:
             self._settings,
             version("speechgraph"),
             server_echoes_request_id=True,
+            key_limits=SharedLimits(),
         )
         return FlowControl(app)

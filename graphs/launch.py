@@ -35,6 +35,8 @@ import yaml
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
+from api.keys import create_key_file
+from configs.catalogue import REPOSITORY_ROOT
 from configs.settings import SpeechArgs
 from graphs.speech import build
 from graphs.validate import problems
@@ -76,6 +78,16 @@ def start(config: dict[str, Any], num_cpus: int) -> tuple[str, str]:
     )
     host = http["host"].replace("0.0.0.0", "127.0.0.1")
     return f"http://{host}:{http['port']}", f"http://{context.dashboard_url}"
+
+
+def _key_file(config: dict[str, Any]) -> str:
+    """Where the keys of the service are, made with the first one if need be; "" for no keys."""
+    keys_file = SpeechArgs(**config["applications"][0]["args"]).ingress.keys_file
+    if keys_file is None:
+        return ""
+    path = REPOSITORY_ROOT / keys_file
+    made = create_key_file(path)
+    return f"  API keys   {path}{' (made now, with one key)' if made else ''}\n"
 
 
 def _only_on_a_cluster(path: Path) -> list[str]:
@@ -121,13 +133,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+        keys = _key_file(config)
         service, dashboard = start(config, options.num_cpus)
         # A service manager stops its children with SIGTERM: leave as on Ctrl-C, not as Ray does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.stdout.write(
             f"speechgraph is up after {time.monotonic() - started:.1f} s\n"
             f"  service    {service}  (API pages: {service}/docs)\n"
-            f"  dashboard  {dashboard}\n"
+            f"  dashboard  {dashboard}\n{keys}"
         )
         sys.stdout.flush()
         if options.then:

@@ -12,6 +12,7 @@ from deployments.decoder import Decoder
 from deployments.diarization import Diarization
 from deployments.emotion import Emotion
 from deployments.ingress import Ingress
+from deployments.key_limits import counter_options
 from deployments.live import Live, live_options
 from deployments.models import ModelFiles
 from deployments.options import serve_options
@@ -50,6 +51,8 @@ def build(args: SpeechArgs) -> Application:
     running = args.ingress.max_concurrent_requests + args.ingress.sessions.max_sessions + HTTP_SLACK
     options = serve_options(args.ingress, running)
     options["autoscaling_config"]["policy"] = {"policy_function": FollowRequests}
+    if args.ingress.keys_file is not None:
+        options |= counter_options()
     return _deployed(Ingress, options).bind(
         args.ingress,
         catalogue,

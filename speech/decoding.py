@@ -1,7 +1,8 @@
-"""Decoding of uploads: whatever container FFmpeg knows becomes 16 kHz float32.
+"""Decoding of uploads: a recording in any of :mod:`speech.containers` becomes 16 kHz float32.
 
 Every bound holds *while* decoding, so a small file that unpacks to days of audio costs no more
-than a long one. The bytes are read from memory, and nothing that they name is ever opened.
+than a long one. FFmpeg sees only files that begin as a container which is allowed, with no other
+demuxer than that. The bytes are read from memory, and nothing that they name is ever opened.
 """
 
 import io
@@ -19,19 +20,10 @@ from av.packet import Packet
 from av.stream import Discard
 
 from speech.audio import Audio
+from speech.containers import demuxers
 from speech.errors import AudioTooLong, DeadlineExceeded, EmptyAudio, UnsupportedAudio
 from speech.frames import Assembler
 from speech.tempo import change_tempo
-
-CONTAINERS = (
-    "aa,aac,ac3,ac4,act,aea,aiff,amr,amrnb,amrwb,ape,apm,aptx,asf,asf_o,ast,au,avi,avr,bonk,caf,"
-    "codec2,dsf,dss,dts,dtshd,dv,eac3,f4v,flac,flv,g729,gsm,gxf,hcom,iamf,iff,ilbc,ircam,kux,laf,"
-    "lc3,live_flv,loas,matroska,mlp,mmf,mov,mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nsv,nut,nuv,"
-    "ogg,oma,osq,paf,pva,pvf,qcp,qoa,rm,rso,sbc,sds,shn,sln,smjpeg,sox,spdif,swf,tak,truehd,tta,"
-    "voc,vqf,w64,wav,webm,wsd,wtv,wv,wve,xwma"
-)
-"""FFmpeg demuxers that an upload may be: recordings, sound and video. Those that point elsewhere
-(hls, concat, dash, sdp, rtsp, image2…), devices and synthetic sources are not among them."""
 
 DECLARES_LENGTH = frozenset(
     {"aiff", "asf", "au", "avi", "caf", "flac", "matroska,webm", "w64", "wav"}
@@ -60,7 +52,8 @@ def decode(
     begins with silence, and a hole in the timestamps (over 50 ms) becomes silence. Priming and
     padding that the container declares are cut.
 
-    The mono mix follows ITU-R BS.775 (:func:`speech.frames.mono_weights`). Channels are kept if
+    The mono mix follows ITU-R BS.775 (:func:`speech.frames.mono_weights`); where the channels
+    cancel each other it is the loudest of them, with a warning. Channels are kept if
     ``keep_channels`` and the track has at least two that differ. Where the number of channels
     changes in mid-stream, each kept channel goes on with the mono mix.
 
@@ -73,12 +66,18 @@ def decode(
     """
     if not data:
         raise EmptyAudio("the upload has no bytes")
+    allowed = demuxers(data)
+    if not allowed:
+        raise _unreadable()
     expired = deadline or _never
     try:
         with av.open(
             _Upload(data, expired),
             "r",
-            container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"},
+            container_options={
+                "format_whitelist": ",".join(allowed),
+                "protocol_whitelist": "none",
+            },
             metadata_errors="replace",
         ) as container:
             stream = _best_audio(container)
@@ -101,7 +100,7 @@ def decode(
     except (FFmpegError, ValueError):
         if expired():
             raise _late() from None
-        raise UnsupportedAudio("the upload is no audio or video file that can be read") from None
+        raise _unreadable() from None
     if expired():
         raise _late()
 
@@ -138,6 +137,10 @@ def _sped_up(
 
 def _never() -> bool:
     return False
+
+
+def _unreadable() -> UnsupportedAudio:
+    return UnsupportedAudio("the upload is no audio or video file that can be read")
 
 
 def _late() -> DeadlineExceeded:

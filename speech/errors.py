@@ -59,6 +59,12 @@ class AudioTooLong(SpeechError):
     code = "audio_too_long"
 
 
+class FetchFailed(SpeechError):
+    """The file that the request names by its address could not be fetched."""
+
+    code = "fetch_failed"
+
+
 class TooManyChannels(SpeechError):
     """The audio has more channels than this service takes."""
 

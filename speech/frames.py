@@ -1,5 +1,6 @@
 """From decoded frames to audio: the time line of the file, the mono mix and 16 kHz."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,6 +21,19 @@ GAP_S = 0.05
 DUAL_MONO_RATIO = 0.01
 """Two channels are one when the RMS of their difference is below this share (-40 dB) of theirs;
 above the error of joint-stereo codecs, far below the crosstalk of a two-party recording."""
+
+CANCELLED_RATIO = 0.05
+"""Channels cancel each other where their mix has less than this share (-13 dB) of the energy that
+it has when they have nothing in common; two channels of one microphone in opposite phase do."""
+
+AUDIBLE = 1e-6
+"""Mean square (-60 dB) below which nobody misses what cancelled."""
+
+MIX_WINDOW_S = 0.1
+"""How finely that is looked at; a word is longer."""
+
+UNHEARD_RATIO = 100.0
+"""Channels that the mix leaves out are worth a warning when they are so much (20 dB) louder."""
 
 _FRONT = dict.fromkeys(("FL", "FR", "FLC", "FRC", "DL", "DR", "WL", "WR"), 0.7071)
 _DOWNMIX = _FRONT | {"FC": 1.0, "LFE": 0.0, "LFE2": 0.0}
@@ -67,6 +81,7 @@ class Assembler:
         self._channels: list[_Growing] = []
         self._tracks = 0  # through the resampler: the kept channels, or the mono mix alone
         self._difference = self._energy = 0.0
+        self._mixed = self._left_out = self._cancelled_s = 0.0
 
         self._format: tuple[str, int, str] | None = None
         self._rate = SAMPLE_RATE
@@ -122,6 +137,13 @@ class Assembler:
                 row[:] = self._channels.pop(0).take()
         if self._missing_s:
             warnings.append(f"{self._missing_s:.1f} s missing in the file are filled with silence")
+        if self._cancelled_s:
+            warnings.append(
+                f"the channels cancel each other for {self._cancelled_s:.1f} s: "
+                "the loudest of them is heard there"
+            )
+        if self._left_out > UNHEARD_RATIO * self._mixed:
+            warnings.append("nearly all sound is in a low-frequency channel, which is not heard")
         return Audio(mono, channels, tuple(warnings))
 
     @property
@@ -176,7 +198,27 @@ class Assembler:
 
     def _spread(self, source: Samples) -> Samples:
         """The mono mix on every track."""
-        return np.tile(self._weights @ source, (self._tracks, 1))
+        return np.tile(self._mix(source, self._rate), (self._tracks, 1))
+
+    def _mix(self, source: Samples, rate: int) -> Samples:
+        """The mono mix of [channels, samples]; where that cancels, the loudest channel."""
+        mixed: Samples = self._weights @ source
+        if len(source) == 1 or not mixed.size:
+            return mixed
+        step = math.ceil(rate * MIX_WINDOW_S)
+        starts = np.arange(0, len(mixed), step)
+        energy = np.add.reduceat(mixed**2, starts)
+        energies = np.add.reduceat(source**2, starts, axis=1)
+        apart = self._weights**2 @ energies
+        cancelled = (energy < CANCELLED_RATIO * apart) & (apart > AUDIBLE * step)
+        loudest = np.argmax(self._weights[:, None] * energies, axis=0)
+        for window in np.flatnonzero(cancelled):
+            cut = slice(starts[window], starts[window] + step)
+            mixed[cut] = source[loudest[window], cut]
+            self._cancelled_s += len(mixed[cut]) / rate
+        self._mixed += float(np.sum(mixed**2, dtype=np.float64))
+        self._left_out += float(np.sum(energies[self._weights == 0], dtype=np.float64))
+        return mixed
 
     def _append(self, block: Samples) -> None:
         """Append resampled [samples, tracks]."""
@@ -187,7 +229,7 @@ class Assembler:
         for channel, samples in zip(self._channels, block.T, strict=True):
             channel.append(samples)
         mixed = len(self._weights) != self._tracks
-        self._mono.append(block[:, 0] if mixed else block @ self._weights)
+        self._mono.append(block[:, 0] if mixed else self._mix(block.T, SAMPLE_RATE))
         if self._tracks == 2:
             left, right = block[:, 0], block[:, 1]
             self._difference += float(np.sum((left - right) ** 2, dtype=np.float64))

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from speech import merge
 from speech.audio import SAMPLE_RATE, Audio
-from speech.errors import SpeechError
+from speech.errors import AudioTooLong, SpeechError
 from speech.ports import (
     DecodedAudio,
     Decoder,
@@ -65,6 +65,8 @@ class ProcessOptions:
     emotion: EmotionOptions = EmotionOptions()
     partial_results: bool = False
     speedup: float = 1.0
+    max_seconds: float | None = None
+    """Longest file; the decoder has a bound of its own, above which nothing is decoded."""
 
     @property
     def needs_words(self) -> bool:
@@ -138,7 +140,7 @@ class SpeechGraph:
         run = _Run(options, self._observe)
         wants_channels = "diarization" in options.tasks and options.diarize.stereo_mode
         with run.stage("decode"):
-            audio = await self._decoder.decode(data, wants_channels, options.speedup)
+            audio = await self._decode(data, options, keep_channels=wants_channels)
         run.warnings += audio.warnings
         stereo = wants_channels and audio.channels == 2
         if wants_channels and not stereo:
@@ -168,7 +170,7 @@ class SpeechGraph:
         options = replace(options, transcribe=transcribe, partial_results=False)
         run = _Run(options, self._observe)
         with run.stage("decode"):
-            audio = await self._decoder.decode(data, False, options.speedup)
+            audio = await self._decode(data, options, keep_channels=False)
         run.warnings += audio.warnings
         speakers: asyncio.Task[Diarization | None] | None = None
         if "diarization" in options.tasks:
@@ -194,6 +196,15 @@ class SpeechGraph:
         if "emotion" in options.tasks:
             emotions = await self._emotions_of_spans(run, audio, found, diarization)
         yield self._transcript(run, audio, recognitions, found, diarization, emotions)
+
+    async def _decode(
+        self, data: bytes, options: ProcessOptions, *, keep_channels: bool
+    ) -> DecodedAudio:
+        audio = await self._decoder.decode(data, keep_channels, options.speedup)
+        most = options.max_seconds
+        if most is not None and audio.duration * options.speedup > most:
+            raise AudioTooLong(f"the audio is longer than {most:g} seconds")
+        return audio
 
     async def _recognise_windows(
         self, run: _Run, audio: DecodedAudio

@@ -22,17 +22,23 @@ Service = Callable[..., AbstractContextManager[str]]
 """Starts an application under a route prefix and gives its base URL."""
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """A running cluster with Serve; the address of its HTTP proxy."""
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 16, "num_gpus": 0})
+    head = {"num_cpus": 16, "num_gpus": 0, "dashboard_port": free_port()}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         nodes.add_node(num_cpus=4, num_gpus=2)
     nodes.wait_for_nodes()
     ray.init(address=nodes.address, log_to_driver=False)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()

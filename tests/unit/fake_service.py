@@ -8,6 +8,7 @@ import httpx
 from fastapi import FastAPI
 
 from api.app import make_app
+from api.fetch import Fetcher
 from api.streams import LiveModels, LiveStreams
 from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings
@@ -95,9 +96,10 @@ class FakeService:
         return options
 
 
-def app_of(service: FakeService, **limits: Any) -> FastAPI:
+def app_of(service: FakeService, *, fetcher: Fetcher | None = None, **limits: Any) -> FastAPI:
     settings = IngressSettings(default_transcriber="large-v3-turbo", **limits)
-    return make_app(service, no_streams(service, settings), settings, "1.2.3")
+    streams = no_streams(service, settings)
+    return make_app(service, streams, settings, "1.2.3", fetcher=fetcher)
 
 
 def no_streams(service: FakeService, settings: IngressSettings) -> LiveStreams:

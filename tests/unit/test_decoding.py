@@ -13,6 +13,7 @@ from speech.frames import mono_weights
 from tests.unit.sound_files import (
     TONE_HZ,
     TONE_RMS,
+    Signal,
     assert_is_tone,
     assert_sound,
     encode,
@@ -245,3 +246,83 @@ def test_more_channels_than_allowed_are_refused() -> None:
     file = wav(np.zeros((1600, 6), np.int16), 16000)
     with pytest.raises(TooManyChannels, match="6 channels, at most 2"):
         read(file, max_channels=2)
+
+
+# Nothing is hidden by the mono mix
+
+
+def stereo(left: Signal, right: Signal, rate: int = 16000) -> bytes:
+    return wav(to_s16(np.stack([left, right], axis=1)), rate)
+
+
+def shifted(seconds: float, start: float, end: float, rate: int = 16000) -> Signal:
+    """A tone from ``start`` to ``end`` in silence."""
+    signal = tone(seconds, rate)
+    at = np.arange(len(signal)) / rate
+    signal[(at < start) | (at >= end)] = 0.0
+    return signal
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("keep_channels", [False, True])
+def test_channels_that_cancel_each_other_are_heard_and_that_is_said(
+    rate: int, keep_channels: bool
+) -> None:
+    left = tone(3.0, rate)
+    audio = read(stereo(left, -left, rate), keep_channels=keep_channels)
+    assert_is_tone(audio, 3.0, 0.001, level_error=0.02)
+    assert audio.warnings == (
+        "the channels cancel each other for 3.0 s: the loudest of them is heard there",
+    )
+
+
+def test_a_word_that_cancels_among_others_that_do_not_is_heard() -> None:
+    """One word in opposite phase in the middle of speech that both channels have."""
+    before, word, after = (shifted(4.0, *span) for span in ((0.0, 1.5), (1.6, 2.0), (2.1, 4.0)))
+    audio = read(stereo(before + word + after, before - word + after))
+    assert level(audio.cut(1.6, 2.0)) == pytest.approx(TONE_RMS, rel=0.05)
+    assert level(audio.cut(0.2, 1.4)) == pytest.approx(TONE_RMS, rel=0.05)
+    assert any("cancel each other for 0." in warning for warning in audio.warnings)
+
+
+def test_channels_that_nearly_cancel_each_other_are_heard() -> None:
+    left = tone(2.0, 16000)
+    noise = np.random.default_rng(3).normal(0, 0.01, len(left)).astype(np.float32)
+    assert level(read(stereo(left, noise - 0.9 * left)).mono) > 0.8 * TONE_RMS
+
+
+@pytest.mark.parametrize("speaking", [0, 1])
+def test_speech_in_one_channel_only_is_heard(speaking: int) -> None:
+    channels = [tone(2.0, 16000), np.zeros(32000, np.float32)]
+    audio = read(stereo(*(channels if speaking == 0 else channels[::-1])))
+    assert level(audio.mono) == pytest.approx(TONE_RMS / 2, rel=0.02)
+    assert audio.warnings == ()
+
+
+@pytest.mark.parametrize("hz", [(440.0, 440.0), (440.0, 450.0), (440.0, 1000.0)])
+@pytest.mark.parametrize("phase", [0.0, 0.25, 0.4])
+def test_ordinary_stereo_is_mixed_as_ever(hz: tuple[float, float], phase: float) -> None:
+    at = np.arange(2 * 16000) / 16000
+    left = tone(2.0, 16000, hz=hz[0])
+    right = (0.5 * np.sin(2 * np.pi * (hz[1] * at + phase))).astype(np.float32)
+    if hz == (440.0, 450.0):
+        right *= 0.5  # beats, which may not reach silence
+    audio = read(stereo(left, right))
+    assert audio.warnings == ()
+    assert np.allclose(audio.mono, (left + right) / 2, atol=1e-4)
+
+
+def test_silence_and_faint_noise_do_not_cancel() -> None:
+    noise = np.random.default_rng(4).normal(0, 3e-4, 32000).astype(np.float32)
+    assert read(stereo(noise, -noise)).warnings == ()
+    assert read(stereo(0 * noise, 0 * noise)).warnings == ()
+
+
+def test_sound_in_a_channel_that_is_not_heard_is_told() -> None:
+    samples = np.zeros((48000, 6), np.int16)
+    samples[:, 3] = to_s16(tone(1.0, 48000))
+    audio = read(wav(samples, 48000, layout_mask=0x3F))
+    assert level(audio.mono) == pytest.approx(0.0, abs=1e-4)
+    assert audio.warnings == ("nearly all sound is in a low-frequency channel, which is not heard",)
+    samples[:, 2] = samples[:, 3]
+    assert read(wav(samples, 48000, layout_mask=0x3F)).warnings == ()

@@ -2,7 +2,9 @@
 
 import io
 import struct
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -42,9 +44,16 @@ def test_audio_longer_than_allowed_is_refused_with_the_limit() -> None:
         read(wav(to_s16(tone(2.01, 44100)), 44100), max_seconds=2.0)
 
 
-@pytest.mark.parametrize(("container", "codec"), [("flac", "flac"), ("ogg", "libopus")])
-def test_a_bomb_of_silence_is_given_up_at_the_limit(container: str, codec: str) -> None:
-    bomb = encode(container, codec, np.zeros((1, 48000 * 120), np.float32), 48000)
+@pytest.mark.parametrize(
+    ("container", "codec", "bit_rate"),
+    [("flac", "flac", None), ("ogg", "libopus", None), ("ogg", "libopus", 6000)],
+)
+def test_a_bomb_of_silence_is_given_up_at_the_limit(
+    container: str, codec: str, bit_rate: int | None
+) -> None:
+    silence = np.zeros((1, 48000 * 120), np.float32)
+    bomb = encode(container, codec, silence, 48000, bit_rate=bit_rate)
+    assert len(bomb) < 120 * 1000, "a bomb: under a kilobyte for each second"
     polls = 0
 
     def count() -> bool:
@@ -52,9 +61,15 @@ def test_a_bomb_of_silence_is_given_up_at_the_limit(container: str, codec: str) 
         polls += 1
         return False
 
-    with pytest.raises(AudioTooLong):
-        read(bomb, max_seconds=1.0, deadline=count)
+    tracemalloc.start()
+    try:
+        with pytest.raises(AudioTooLong):
+            read(bomb, max_seconds=1.0, deadline=count)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
     assert polls < 200  # of about 1300 (flac) and 6000 (opus) packets
+    assert taken < len(bomb) + 2**20  # the whole would be 7.7 MB at 16 kHz, 23 MB before
 
 
 def test_a_hole_longer_than_allowed_costs_no_memory() -> None:
@@ -214,6 +229,68 @@ def test_nan_and_infinity_become_finite() -> None:
     assert not audio.mono[100:200].any()
     assert (audio.mono[300:400] == 1.0).all()
     assert (audio.mono[500:600] == 1.0).all()
+
+
+NO_RECORDINGS = {
+    "text": b"hello " * 100,
+    "html": b"<!DOCTYPE html><html></html>",
+    "playlist": b"#EXTM3U\n#EXTINF:9,\nhttp://127.0.0.1/a.ts\n",
+    "extended playlist behind a byte order mark": b"\xef\xbb\xbf#EXTM3U\n",
+    "concat": b"ffconcat version 1.0\nfile a.wav\n",
+    "dash": b"<?xml version='1.0'?><MPD></MPD>",
+    "sdp": b"v=0\no=- 0 0 IN IP4 127.0.0.1\n",
+    "subtitles": b"1\n00:00:00,000 --> 00:00:01,000\nhi\n",
+    "jpeg": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(100),
+    "png": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "gif": b"GIF89a" + bytes(100),
+    "zip": b"PK\x03\x04" + bytes(100),
+    "gzip": b"\x1f\x8b\x08" + bytes(100),
+    "elf": b"\x7fELF" + bytes(100),
+    "flash": b"FWS\x06" + bytes(100),
+    "iamf": b"\xf8\x06iamf\x00\x00" + bytes(100),
+    "midi": b"MThd" + bytes(100),
+    "module": b"Extended Module: " + bytes(100),
+    "wav without its wave": b"RIFF\x00\x00\x00\x00sfbk" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("data", NO_RECORDINGS.values(), ids=NO_RECORDINGS)
+def test_what_does_not_begin_as_a_recording_never_reaches_ffmpeg(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*args: object, **options: object) -> None:
+        raise AssertionError("FFmpeg sees the file")
+
+    monkeypatch.setattr(av, "open", opened)
+    with pytest.raises(UnsupportedAudio):
+        read(data)
+
+
+@pytest.mark.parametrize("magic", [b"ID3", b"\xff\xfb\x90\x00", b"\x0b\x77", b"MAC ", b"    ftyp"])
+def test_a_playlist_with_the_beginning_of_a_recording_is_no_playlist(
+    magic: bytes, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.wav"
+    secret.write_bytes(wav(to_s16(tone(1.0, 16000)), 16000))
+    for text in (f"\n#EXTM3U\n#EXTINF:9,\n{secret}\n", f"\nffconcat version 1.0\nfile {secret}\n"):
+        with pytest.raises((UnsupportedAudio, EmptyAudio)):
+            read(magic + text.encode())
+
+
+def test_a_file_is_read_as_what_it_begins_as_and_as_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    real = av.open
+
+    def spy(*args: Any, **options: Any) -> Any:
+        seen.append(options["container_options"]["format_whitelist"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(av, "open", spy)
+    for file in SEEDS:
+        read(file)
+    assert seen == ["aac,flac,mp3,tta", "ogg", "mov", "flac", "matroska", "wav"]
 
 
 PLAYLISTS = {

@@ -121,7 +121,7 @@ def test_empty_values_comments_and_quotes_are_those_of_dotenv_files(
 
 
 def test_every_variable_has_an_example_here() -> None:
-    assert set(EXAMPLES) | {"MODEL_DOWNLOAD_ROOT", "MODEL_PATH"} == set(TABLE)
+    assert set(EXAMPLES) | {"MODEL_DOWNLOAD_ROOT", "MODEL_PATH", "KEYS_FILE"} == set(TABLE)
     assert not set(TABLE) & set(IGNORED)
 
 
@@ -161,6 +161,11 @@ def test_directories_are_relative_to_the_file(args: dict[str, Any], env: Env, na
     assert SpeechArgs(**args).models_dir == str(file.parent / "weights")
     env(f"{name}=/srv/weights\n")
     assert SpeechArgs(**args).models_dir == "/srv/weights"
+
+
+def test_the_key_file_is_relative_to_the_file(args: dict[str, Any], env: Env) -> None:
+    file = env("KEYS_FILE=./data/keys.txt\n")
+    assert SpeechArgs(**args).ingress.keys_file == str(file.parent / "data" / "keys.txt")
 
 
 def test_a_deployment_that_is_not_there_is_left_alone(

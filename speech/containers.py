@@ -1,0 +1,56 @@
+"""Which containers an upload may be, told by its first bytes before any decoder sees it."""
+
+import re
+
+# FFmpeg's demuxer and how its files begin. Raw codecs without a magic of their own (GSM, G.729,
+# Codec 2…) are not among them, nor is anything that points elsewhere (hls, concat, dash, sdp,
+# rtsp, image2…), nor devices, nor synthetic sources.
+_MAGIC = {
+    demuxer: re.compile(pattern, re.DOTALL)
+    for demuxer, pattern in {
+        "aac": rb"ID3|ADIF|\xff[\xf0\xf1\xf8\xf9]",
+        "ac3": rb"\x0b\x77|\x77\x0b",
+        "aiff": rb"FORM....AIF[FC]",
+        "amr": rb"#!AMR",
+        "ape": rb"MAC ",
+        "asf": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+        "au": rb"\.snd",
+        "avi": rb"RIFF....AVI[ X]",
+        "caf": rb"caff",
+        "dsf": rb"DSD ",
+        "dss": rb"[\x02\x03]dss",
+        "dts": rb"\x7f\xfe\x80\x01|\xfe\x7f\x01\x80|\x1f\xff\xe8\x00|\xff\x1f\x00\xe8",
+        "dtshd": rb"DTSHDHDR",
+        "eac3": rb"\x0b\x77",
+        "flac": rb"ID3|fLaC",
+        "flv": rb"FLV",
+        "loas": rb"\x56[\xe0-\xff]",
+        "matroska": rb"\x1a\x45\xdf\xa3",
+        "mov": rb"....(ftyp|moov|mdat|moof|styp|sidx|free|skip|wide|pnot|uuid|junk)",
+        "mp3": rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]",
+        "mpc": rb"MP\+",
+        "mpc8": rb"MPCK",
+        "mpeg": rb"\x00\x00\x01\xba",
+        "mpegts": rb"\x47.{187}\x47|.{4}\x47.{191}\x47|\x47.{203}\x47",
+        "mxf": rb"\x06\x0e\x2b\x34",
+        "nistsphere": rb"NIST_1A",
+        "nut": rb"nut/multimedia container\0",
+        "ogg": rb"OggS",
+        "oma": rb"EA3|ea3",
+        "qcp": rb"RIFF....QLCM",
+        "rm": rb"\.RMF|\.ra\xfd",
+        "sox": rb"\.SoX|XoS\.",
+        "tak": rb"tBaK",
+        "tta": rb"ID3|TTA[12]",
+        "voc": rb"Creative Voice File",
+        "w64": rb"riff\x2e\x91\xcf\x11",
+        "wav": rb"(RIFF|RF64|BW64|RIFX)....WAVE",
+        "wv": rb"wvpk",
+        "xwma": rb"RIFF....XWMA",
+    }.items()
+}
+
+
+def demuxers(data: bytes) -> tuple[str, ...]:
+    """FFmpeg's demuxers that may read a file which begins like this; none: it is no recording."""
+    return tuple(name for name, magic in _MAGIC.items() if magic.match(data))
