@@ -123,7 +123,7 @@ async def test_the_name_of_a_file_is_never_a_path(
 class Ported:
     """A decoder of audio that has two seconds, and models that must not be asked."""
 
-    async def decode(self, data: bytes, keep_channels: bool) -> DecodedAudio:
+    async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
         audio = Audio(np.zeros(32_000, np.float32))
         return DecodedAudio(audio, audio.duration, samples=audio.mono)
 
