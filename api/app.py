@@ -6,13 +6,14 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from api import health, live, models, openai, process, vosk
+from api import health, jobs, live, models, openai, process, vosk
 from api.errors import ErrorBoundary, ErrorShapes
 from api.limits import FORM_LIMITS, BodyLimit, heavy_route
 from api.request_id import RequestId
 from api.service import SpeechService
 from api.streams import LiveStreams
 from configs.settings import IngressSettings
+from speech.jobs import JobDesk
 
 
 def make_app(
@@ -21,10 +22,12 @@ def make_app(
     settings: IngressSettings,
     version: str,
     *,
+    job_desk: JobDesk | None = None,
     server_echoes_request_id: bool = False,
 ) -> FastAPI:
     """The app that serves ``service`` and its live ``streams``; limits come from ``settings``.
 
+    Without a ``job_desk`` files are only worked on while their client waits.
     ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
     The assets of ``/docs`` are local: the page works without the internet.
     """
@@ -52,7 +55,9 @@ def make_app(
         },
     )
     heavy = heavy_route(settings.max_concurrent_requests, settings.request_timeout_s)
-    app.include_router(process.router(service, heavy))
+    app.include_router(process.router(service, heavy, job_desk))
+    if job_desk is not None:
+        app.include_router(jobs.router(job_desk))
     app.include_router(openai.router(service, settings.openai_aliases, heavy))
     app.include_router(models.router(service, settings.openai_aliases))
     app.include_router(health.router(service, version))

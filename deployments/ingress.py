@@ -12,9 +12,10 @@ from starlette.types import ASGIApp
 from api.app import make_app
 from api.streams import LiveStreams
 from configs.catalogue import Catalogue, Family
-from configs.settings import IngressSettings, LiveSettings
+from configs.settings import IngressSettings, JobSettings, LiveSettings
 from deployments.drain import when_draining
 from deployments.flow import FlowControl
+from deployments.jobs import job_desk
 from deployments.live_ports import live_models, live_ports
 from deployments.metrics import observe_sessions
 from deployments.models import ModelFiles
@@ -34,8 +35,10 @@ class Ingress:
         timeouts_s: Mapping[str, float],
         live: LiveSettings | None,
         files: ModelFiles,
+        jobs: JobSettings | None,
     ) -> None:
         self._settings = settings
+        self._job_desk = None if jobs is None else job_desk(jobs)
         self._service = GraphService(
             catalogue, handles, defaults, timeouts_s, settings.default_transcriber
         )
@@ -55,6 +58,7 @@ class Ingress:
             self._streams,
             self._settings,
             version("speechgraph"),
+            job_desk=self._job_desk,
             server_echoes_request_id=True,
         )
         return FlowControl(app)

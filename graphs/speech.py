@@ -7,11 +7,12 @@ from ray import serve
 from ray.serve import Application, Deployment
 
 from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT, Catalogue
-from configs.settings import ModelSettings, SpeechArgs
+from configs.settings import JobSettings, ModelSettings, SpeechArgs
 from deployments.decoder import Decoder
 from deployments.diarization import Diarization
 from deployments.emotion import Emotion
 from deployments.ingress import Ingress
+from deployments.jobs import JobRunner, job_options
 from deployments.live import Live, live_options
 from deployments.models import ModelFiles
 from deployments.options import serve_options
@@ -45,17 +46,32 @@ def build(args: SpeechArgs) -> Application:
         ).bind(settings, files)
     if args.live is not None and args.live.placement == "replicas":
         handles["live"] = _deployed(Live, live_options(args.live)).bind(args.live, files)
-    timeouts_s = {family: settings.timeout_s for family, settings in models.items()}
+    defaults = {family: settings.default_model for family, settings in models.items()}
+    timeouts_s = {"decoder": args.decoder.timeout_s} | {
+        family: settings.timeout_s for family, settings in models.items()
+    }
+    jobs = _jobs_here(args.jobs)
+    if jobs is not None:
+        handles["jobs"] = _deployed(JobRunner, job_options(jobs)).bind(
+            jobs, catalogue, dict(handles), defaults, timeouts_s, args.ingress.default_transcriber
+        )
     running = args.ingress.max_concurrent_requests + args.ingress.sessions.max_sessions + HTTP_SLACK
     return _deployed(Ingress, serve_options(args.ingress, running)).bind(
         args.ingress,
         catalogue,
         handles,
-        {family: settings.default_model for family, settings in models.items()},
-        {"decoder": args.decoder.timeout_s, **timeouts_s},
+        defaults,
+        timeouts_s,
         args.live,
         files,
+        jobs,
     )
+
+
+def _jobs_here(jobs: JobSettings | None) -> JobSettings | None:
+    if jobs is None:
+        return None
+    return jobs.model_copy(update={"directory": str(_beside_repository(jobs.directory))})
 
 
 def _decoder(args: SpeechArgs) -> Application:
