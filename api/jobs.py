@@ -1,16 +1,23 @@
 """Jobs of the v1 dialect: how they stand, what became of them, and giving them up."""
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from api.errors import responses
-from api.process import ProcessResponse, caller_of, job_answer
-from speech.jobs import Job, JobDesk, WebhookState
+from api.process import ProcessResponse, caller_of, failure_of, job_answer, result_of
+from api.service import SpeechService
+from api.v1_request import ProcessRequest
+from speech.errors import EngineFailed
+from speech.jobs import HOPELESS, Job, JobDesk, WebhookState
+from speech.pipeline import ProcessOptions
+from speech.transcript import Transcript
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 PAGE = 20
@@ -18,7 +25,7 @@ MAX_PAGE = 100
 
 
 class Progress(TypedDict):
-    """Where the work is: the stage that runs, and the seconds of audio that it has done."""
+    """Where the work is: the stage that began last, and the seconds of audio recognised."""
 
     stage: str | None
     seconds_done: float
@@ -79,6 +86,27 @@ def _found(job: Job | None, id: str) -> Response:
     if job is None:
         raise HTTPException(404, f"Job with ID '{id}' not found.")
     return _answer(_describe(job))
+
+
+async def result_text(
+    job: Job,
+    service: SpeechService,
+    process: Callable[[ProcessOptions], Awaitable[Transcript]],
+) -> str:
+    """Do what a job asks for: the result as JSON, just as a client who waits would get it.
+
+    Raises what ``process`` raises, and the error of the first task if every task failed.
+    """
+    request = ProcessRequest.parse(job.request)
+    transcript = await process(request.options(service))
+    if failure := failure_of(transcript):
+        code, message = failure
+        raise next((kind for kind in HOPELESS if kind.code == code), EngineFailed)(message)
+
+    def render() -> str:
+        return to_json(result_of(transcript, request), inf_nan_mode="null").decode()
+
+    return await run_in_threadpool(render)
 
 
 def router(desk: JobDesk) -> APIRouter:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from pydantic_core import to_json
 from ray.serve.handle import DeploymentHandle
 
-from api.process import failure_of, result_of
+from api.jobs import result_text
 from api.request_id import request_id
-from api.v1_request import ProcessRequest
 from configs.catalogue import Catalogue, Family
 from configs.settings import JobSettings
 from deployments.options import serve_options
@@ -21,12 +19,14 @@ from deployments.service import GraphService
 from engines.job_audio import JobAudio
 from engines.job_store import SqlJobStore
 from engines.webhooks import Webhooks
-from speech.errors import EngineFailed, NotEnabled
+from speech.errors import NotEnabled
 from speech.job_worker import JobRules, JobWorker, Progress
-from speech.jobs import HOPELESS, Job, JobBounds, JobDesk
+from speech.jobs import Job, JobBounds, JobDesk
 
 logger = logging.getLogger("ray.serve")
 
+FOLLOW_S = 2.0
+"""Seconds between two looks at how far the recognisers are."""
 LAST_WRITES_S = 5.0
 """Part of the drain that is kept for giving jobs back."""
 
@@ -58,13 +58,21 @@ class JobRunner:
 
     async def _work(self, job: Job, data: bytes, progress: Progress) -> str:
         request_id.set(job.id)
-        request = ProcessRequest.parse(job.request)
-        transcript = await self._service.process(data, request.options(self._service))
-        if failure := failure_of(transcript):
-            code, message = failure
-            raise next((kind for kind in HOPELESS if kind.code == code), EngineFailed)(message)
-        result = await asyncio.to_thread(result_of, transcript, request)
-        return (await asyncio.to_thread(to_json, result, inf_nan_mode="null")).decode()
+        follow = asyncio.create_task(self._follow(job.id, progress))
+        try:
+            return await result_text(
+                job,
+                self._service,
+                lambda options: self._service.process_job(job.id, data, options, progress.begin),
+            )
+        finally:
+            follow.cancel()
+
+    async def _follow(self, job: str, progress: Progress) -> None:
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            done = await self._service.seconds_done()
+            progress.seconds_done = done.get(job, progress.seconds_done)
 
     async def check_health(self) -> None:
         """Called by Serve before the replica is ready, which is when it begins to work."""

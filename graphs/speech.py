@@ -39,10 +39,12 @@ def build(args: SpeechArgs) -> Application:
     files = ModelFiles(catalogue, _beside_repository(args.models_dir), args.offline)
     models = args.model_deployments()
     _check_models(args, catalogue, models)
-    handles: dict[str, Any] = {"decoder": _decoder(args)}
+    jobs = _jobs_here(args.jobs)
+    at_once = 0 if jobs is None else jobs.concurrency * jobs.scaling.max_replicas
+    handles: dict[str, Any] = {"decoder": _decoder(args, at_once)}
     for family, settings in models.items():
         handles[family] = _deployed(
-            MODEL_DEPLOYMENTS[family], serve_options(settings, settings.concurrency)
+            MODEL_DEPLOYMENTS[family], serve_options(settings, settings.concurrency, at_once)
         ).bind(settings, files)
     if args.live is not None and args.live.placement == "replicas":
         handles["live"] = _deployed(Live, live_options(args.live)).bind(args.live, files)
@@ -50,7 +52,6 @@ def build(args: SpeechArgs) -> Application:
     timeouts_s = {"decoder": args.decoder.timeout_s} | {
         family: settings.timeout_s for family, settings in models.items()
     }
-    jobs = _jobs_here(args.jobs)
     if jobs is not None:
         handles["jobs"] = _deployed(JobRunner, job_options(jobs)).bind(
             jobs, catalogue, dict(handles), defaults, timeouts_s, args.ingress.default_transcriber
@@ -74,8 +75,8 @@ def _jobs_here(jobs: JobSettings | None) -> JobSettings | None:
     return jobs.model_copy(update={"directory": str(_beside_repository(jobs.directory))})
 
 
-def _decoder(args: SpeechArgs) -> Application:
-    options = serve_options(args.decoder, args.decoder.concurrency)
+def _decoder(args: SpeechArgs, jobs: int) -> Application:
+    options = serve_options(args.decoder, args.decoder.concurrency, jobs)
     return _deployed(Decoder, options).bind(args.decoder)
 
 

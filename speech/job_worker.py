@@ -45,11 +45,18 @@ class JobRules:
 
 
 class Progress:
-    """Where the work on a job is; the work writes it, the heartbeat reads it."""
+    """Where the work on a job is: the stage that began last, the seconds of audio recognised.
+
+    The work writes it, the heartbeat reads it.
+    """
 
     def __init__(self) -> None:
         self.stage: str | None = None
         self.seconds_done = 0.0
+
+    def begin(self, stage: str) -> None:
+        """A stage begins."""
+        self.stage = stage
 
 
 Work = Callable[[Job, bytes, Progress], Awaitable[str]]

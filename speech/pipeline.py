@@ -75,6 +75,7 @@ class _Run:
 
     options: ProcessOptions
     observe: Callable[[Stage, float], None]
+    begin: Callable[[Stage], None]
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     errors: list[BranchError] = field(default_factory=list)
@@ -83,6 +84,7 @@ class _Run:
     def stage(self, name: Stage) -> Iterator[None]:
         """Time a stage; the two passes of emotion add up."""
         start = time.perf_counter()
+        self.begin(name)
         try:
             yield
         finally:
@@ -105,8 +107,8 @@ class _Run:
 class SpeechGraph:
     """The DAG of ``POST /v1/process`` over four ports.
 
-    ``observe`` is told the seconds of every stage as it ends. Cancelling :meth:`process` cancels
-    every branch that runs.
+    ``begin`` is told of every stage as it begins, ``observe`` its seconds as it ends. Cancelling
+    :meth:`process` cancels every branch that runs.
     """
 
     def __init__(
@@ -116,12 +118,14 @@ class SpeechGraph:
         diarizer: Diarizer,
         emotions: EmotionClassifier,
         observe: Callable[[Stage, float], None] = lambda stage, seconds: None,
+        begin: Callable[[Stage], None] = lambda stage: None,
     ) -> None:
         self._decoder = decoder
         self._transcriber = transcriber
         self._diarizer = diarizer
         self._emotions = emotions
         self._observe = observe
+        self._begin = begin
 
     async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
         """Decode a file and do the tasks asked for.
@@ -129,7 +133,7 @@ class SpeechGraph:
         Raises the error of the first branch that fails, unless ``partial_results`` is set; an
         error of decoding always ends the request.
         """
-        run = _Run(options, self._observe)
+        run = _Run(options, self._observe, self._begin)
         wants_channels = "diarization" in options.tasks and options.diarize.stereo_mode
         with run.stage("decode"):
             audio = await self._decoder.decode(data, keep_channels=wants_channels)
@@ -159,7 +163,7 @@ class SpeechGraph:
         ``partial_results`` says; closing the generator cancels what runs.
         """
         options = replace(options, partial_results=False)
-        run = _Run(options, self._observe)
+        run = _Run(options, self._observe, self._begin)
         with run.stage("decode"):
             audio = await self._decoder.decode(data, keep_channels=False)
         run.warnings += audio.warnings
