@@ -12,6 +12,7 @@ from api.streams import LiveModels, LiveStreams
 from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings
 from speech.endpointing import EndpointOptions
+from speech.jobs import JobDesk
 from speech.pipeline import ProcessOptions, Task
 from speech.ports import Transcriber, VoiceActivity
 from speech.session import LivePorts
@@ -95,9 +96,9 @@ class FakeService:
         return options
 
 
-def app_of(service: FakeService, **limits: Any) -> FastAPI:
+def app_of(service: FakeService, jobs: JobDesk | None = None, **limits: Any) -> FastAPI:
     settings = IngressSettings(default_transcriber="large-v3-turbo", **limits)
-    return make_app(service, no_streams(service, settings), settings, "1.2.3")
+    return make_app(service, no_streams(service, settings), settings, "1.2.3", job_desk=jobs)
 
 
 def no_streams(service: FakeService, settings: IngressSettings) -> LiveStreams:
