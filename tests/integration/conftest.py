@@ -1,6 +1,7 @@
 """One Ray cluster for the session: a head with the CPUs, two nodes with two pretended GPUs each."""
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,7 @@ def cluster() -> Iterator[str]:
         nodes.add_node(num_cpus=4, num_gpus=2)
     nodes.wait_for_nodes()
     ray.init(address=nodes.address, log_to_driver=False)
+    os.environ["RAY_ADDRESS"] = nodes.address  # the state API looks for any cluster otherwise
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -36,14 +38,16 @@ def cluster() -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
+    del os.environ["RAY_ADDRESS"]
     nodes.shutdown()
 
 
 @pytest.fixture(scope="session")
-def demo_args(repository: Path) -> dict[str, Any]:
-    """The arguments of configs/demo.yaml."""
+def demo_args(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The arguments of configs/demo.yaml, with jobs of its own."""
     config = yaml.safe_load((repository / "configs" / "demo.yaml").read_text(encoding="utf-8"))
     args: dict[str, Any] = config["applications"][0]["args"]
+    args["jobs"]["directory"] = str(tmp_path_factory.mktemp("jobs"))
     return args
 
 
