@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from api import (
     asr,
     health,
+    jobs,
     key_routes,
     live,
     models,
@@ -29,6 +30,7 @@ from api.service import SpeechService, shorter
 from api.streams import LiveStreams
 from configs.catalogue import REPOSITORY_ROOT
 from configs.settings import Dialect, IngressSettings
+from speech.jobs import JobDesk
 
 
 def make_app(
@@ -37,6 +39,7 @@ def make_app(
     settings: IngressSettings,
     version: str,
     *,
+    job_desk: JobDesk | None = None,
     server_echoes_request_id: bool = False,
     key_limits: KeyLimits | None = None,
     fetcher: Fetcher | None = None,
@@ -44,6 +47,7 @@ def make_app(
     """The app that serves ``service`` and its live ``streams``; limits come from ``settings``.
 
     ``key_limits`` count the requests of each API key, in this process alone unless told else.
+    Without a ``job_desk`` files are only worked on while their client waits.
     ``fetcher`` is the one of ``settings.url_input`` where that is on.
     ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
     The assets of ``/docs`` are local: the page works without the internet.
@@ -94,7 +98,9 @@ def make_app(
     def bounded(dialect: Dialect) -> SpeechService:
         return shorter(service, settings.max_seconds.get(dialect))
 
-    app.include_router(process.router(bounded("v1"), heavy, fetcher))
+    app.include_router(process.router(bounded("v1"), heavy, job_desk, fetcher))
+    if job_desk is not None:
+        app.include_router(jobs.router(job_desk))
     app.include_router(openai.router(bounded("openai"), settings.openai_aliases, heavy))
     app.include_router(asr.router(bounded("asr"), settings.asr, heavy))
     app.include_router(

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, File, Form, Header, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic_core import PydanticUndefined, to_json
+from pydantic_core import PydanticUndefined, from_json, to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -15,8 +15,9 @@ from typing_extensions import TypedDict
 from api.errors import Problem, Say, family_problem, responses, say_detail
 from api.fetch import MAX_URL_CHARS, Fetcher
 from api.service import SpeechService
-from api.v1_request import ProcessRequest, ProcessRequestText
+from api.v1_request import IdempotencyKey, ProcessRequest, ProcessRequestText
 from speech.errors import EmptyAudio, InvalidRequest, NotEnabled
+from speech.jobs import Job, JobDesk, State
 from speech.transcript import Segment, Transcript
 
 
@@ -133,22 +134,51 @@ class TextResult(TypedDict, total=False):
 class ProcessResponse(TypedDict):
     """Answer of the v1 API; all four keys are always there."""
 
-    status: Literal["queued", "processing", "completed", "failed"]
+    status: State
     job_id: str | None
     result: JsonResult | TextResult | None
     error: str | None
 
 
+def result_of(transcript: Transcript, request: ProcessRequest) -> JsonResult | TextResult:
+    """The result in the format that was asked for."""
+    as_asked = _as_text if request.format_output == "text" else _as_json
+    return as_asked(transcript, request)
+
+
+def failure_of(transcript: Transcript) -> tuple[str, str] | None:
+    """Code and message if every task failed: then even partial results are a failure."""
+    blocks = (transcript.segments, transcript.turns, transcript.emotions)
+    if not transcript.errors or any(block is not None for block in blocks):
+        return None
+    told = "; ".join(f"{error.task}: {error.message}" for error in transcript.errors)
+    return transcript.errors[0].code, told
+
+
 def render(transcript: Transcript, request: ProcessRequest) -> bytes:
     """The answer to a request that succeeded, as JSON; infinities and NaN become null."""
-    result = _as_text if request.format_output == "text" else _as_json
     answer: ProcessResponse = {
         "status": "completed",
         "job_id": None,
-        "result": result(transcript, request),
+        "result": result_of(transcript, request),
         "error": None,
     }
     return to_json(answer, inf_nan_mode="null")
+
+
+def job_answer(job: Job) -> ProcessResponse:
+    """How a job stands; the error is told once there will be no other attempt."""
+    return {
+        "status": job.state,
+        "job_id": job.id,
+        "result": None if job.result is None else from_json(job.result),
+        "error": job.error if job.state == "failed" else None,
+    }
+
+
+def caller_of(request: Request) -> str:
+    """Name of the key that a request came with; "" where there are no keys."""
+    return getattr(request.state, "caller", "")
 
 
 def _as_json(transcript: Transcript, request: ProcessRequest) -> JsonResult:
@@ -273,7 +303,10 @@ async def _given(audio: UploadFile | None, file_url: str | None, fetcher: Fetche
 
 
 def router(
-    service: SpeechService, route_class: type[APIRoute], fetcher: Fetcher | None = None
+    service: SpeechService,
+    route_class: type[APIRoute],
+    jobs: JobDesk | None,
+    fetcher: Fetcher | None,
 ) -> APIRouter:
     """The route of the v1 API; ``route_class`` bounds it, see :func:`api.limits.heavy_route`.
 
@@ -291,6 +324,7 @@ def router(
     )
     async def process(
         *,
+        http: Request,
         audio: Annotated[
             UploadFile, File(description="Audio or video in any common container.")
         ] = absent,
@@ -306,20 +340,34 @@ def router(
                 description="Where the file is, instead of the file; off unless the service says.",
             ),
         ] = None,
+        idempotency_key: Annotated[
+            IdempotencyKey | None, Header(description="A job is queued once for each key.")
+        ] = None,
     ) -> Response:
         request = ProcessRequest.parse(request_json)
-        if request.async_process:
+        if request.async_process and jobs is None:
             raise NotEnabled("async_process: this service runs no job queue.")
         options = request.options(service)
         data = await _given(audio, file_url, fetcher)
         if not data:
             raise EmptyAudio("Empty audio file provided.")
+        if request.async_process and jobs is not None:
+            key = _one_key(idempotency_key, request.idempotency_key)
+            text = request.model_dump_json(exclude={"idempotency_key"})
+            job = await run_in_threadpool(
+                jobs.submit, caller_of(http), data, text, key, request.webhook_url
+            )
+            return Response(to_json(job_answer(job)), media_type="application/json")
         transcript = await service.process(data, options)
-        blocks = (transcript.segments, transcript.turns, transcript.emotions)
-        if transcript.errors and all(block is None for block in blocks):
-            told = "; ".join(f"{error.task}: {error.message}" for error in transcript.errors)
-            return _say_failure(family_problem(transcript.errors[0].code, told))
+        if failure := failure_of(transcript):
+            return _say_failure(family_problem(*failure))
         body = await run_in_threadpool(render, transcript, request)
         return Response(body, media_type="application/json")
 
     return routes
+
+
+def _one_key(header: str | None, field: str | None) -> str | None:
+    if header is not None and field is not None and header != field:
+        raise InvalidRequest("The header Idempotency-Key and idempotency_key are not the same.")
+    return header or field

@@ -30,6 +30,7 @@ MAX_ERROR_CHARS = 2000
 V1_EMOTION_NAME = "gigaam_emo"
 """What v1 clients send as ``emo.model_name`` when nobody chose one: the default model."""
 
+IdempotencyKey = Annotated[str, Field(pattern=r"^[!-~]{1,255}$")]
 Prompt = Annotated[str, Field(max_length=10_000)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
@@ -145,6 +146,19 @@ class ProcessRequest(_Block):
     partial_results: bool = Field(
         False, description="A task that fails is listed in errors and leaves the others standing."
     )
+
+    idempotency_key: IdempotencyKey | None = Field(
+        None, description="Like the header Idempotency-Key; with async_process."
+    )
+    webhook_url: str | None = Field(
+        None, description="Where to POST that the job has ended; with async_process."
+    )
+
+    @model_validator(mode="after")
+    def _told_of_a_job(self) -> "ProcessRequest":
+        if self.webhook_url is not None and not self.async_process:
+            raise ValueError("webhook_url needs async_process")
+        return self
 
     @property
     def wants_partial_results(self) -> bool:

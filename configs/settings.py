@@ -6,7 +6,7 @@ old servers can, see :mod:`configs.legacy_environment`.
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -212,6 +212,60 @@ class AsrSettings(Strict):
     language: str | None = Field(None, description="Language that is spoken; found if absent.")
 
 
+class JobSettings(Deployment):
+    """Files that are worked on after their request was answered; see docs/jobs.md."""
+
+    directory: str = Field(
+        "data/jobs", description="Local directory of the jobs, unless the two below say otherwise."
+    )
+    database: SecretStr | None = Field(
+        None, description="URL of PostgreSQL; SQLite in the directory, for one machine, if absent."
+    )
+    storage: str | None = Field(
+        None, description="Where audio waits: a directory or a URL of fsspec, such as s3://bucket."
+    )
+    concurrency: int = Field(1, ge=1, description="Jobs that run at once in a replica.")
+    max_queued: int = Field(1000, ge=1, description="Jobs that wait; one more gets 503.")
+    max_stored_mb: int = Field(
+        20 * 1024, ge=1, description="Audio kept for all jobs, MiB; more gets 503."
+    )
+    max_age_s: float = Field(
+        24 * 3600.0, gt=0, description="A job that is not done after so long fails."
+    )
+    attempts: int = Field(5, ge=1, description="Attempts before a job fails for good.")
+    backoff_s: float = Field(
+        2.0, gt=0, description="Wait after the first attempt; it doubles with each."
+    )
+    max_backoff_s: float = Field(300.0, gt=0, description="Longest such wait.")
+    lease_s: float = Field(
+        15.0, gt=0, description="Silence of a worker after which another takes its jobs."
+    )
+    poll_s: float = Field(0.5, gt=0, description="How often an idle worker looks for a job.")
+    audio_ttl_s: float = Field(
+        3600.0, ge=0, description="How long the audio is kept once its job has ended."
+    )
+    result_ttl_s: float = Field(
+        7 * 24 * 3600.0, gt=0, description="How long a job is told of once it has ended."
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="Signs webhooks; without it webhook_url is refused."
+    )
+    webhook_attempts: int = Field(8, ge=1, description="Deliveries tried before giving up.")
+    webhook_timeout_s: float = Field(10.0, gt=0, description="Longest delivery.")
+    webhook_private_addresses: bool = Field(
+        False, description="Also deliver to addresses that are not of the public internet."
+    )
+
+    @model_validator(mode="after")
+    def _sound(self) -> "JobSettings":
+        # The backlog is measured by the replicas: without one nobody would see a job wait.
+        if self.scaling.min_replicas == 0:
+            raise ValueError("jobs need scaling.min_replicas of at least 1")
+        if self.audio_ttl_s > self.result_ttl_s:
+            raise ValueError("audio_ttl_s is above result_ttl_s")
+        return self
+
+
 class IngressSettings(Deployment):
     """The HTTP surface."""
 
@@ -283,6 +337,7 @@ class SpeechArgs(BaseSettings):
     live: LiveSettings | None = None
     emotion: ModelSettings | None = None
     diarization: ModelSettings | None = None
+    jobs: JobSettings | None = None
 
     @classmethod
     def settings_customise_sources(

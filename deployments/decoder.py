@@ -3,7 +3,7 @@
 import time
 
 from configs.settings import DecoderSettings
-from deployments.worker import Cancelled, Worker
+from deployments.worker import Call, Worker
 from speech.audio import Audio
 from speech.decoding import decode
 
@@ -15,18 +15,21 @@ class Decoder:
         self._settings = settings
         self._worker = Worker(settings.concurrency)
 
-    async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> Audio:
+    async def decode(
+        self, data: bytes, keep_channels: bool, speedup: float, job: str | None
+    ) -> Audio:
         """See :func:`speech.decoding.decode`; the audio stays in the object store."""
         deadline = time.monotonic() + self._settings.timeout_s
 
-        def job(cancelled: Cancelled) -> Audio:
-            return decode(
-                data,
-                keep_channels=keep_channels,
-                max_seconds=self._settings.max_seconds,
-                max_channels=self._settings.max_channels,
-                speedup=speedup,
-                deadline=lambda: cancelled() or time.monotonic() > deadline,
-            )
+        def work(call: Call) -> Audio:
+            with call.slot():
+                return decode(
+                    data,
+                    keep_channels=keep_channels,
+                    max_seconds=self._settings.max_seconds,
+                    max_channels=self._settings.max_channels,
+                    speedup=speedup,
+                    deadline=lambda: call.cancelled() or time.monotonic() > deadline,
+                )
 
-        return await self._worker.run(job)
+        return await self._worker.run(work, job)

@@ -34,14 +34,17 @@ class Diarization:
         device = "cpu" if key.endswith(ON_CPU) else hw.device
         return load_engine(entry, self._files.locate(entry), device=device, threads=hw.threads)
 
-    async def diarize(self, audio: Audio, options: DiarizeOptions) -> Speakers:
+    async def diarize(self, audio: Audio, options: DiarizeOptions, job: str | None) -> Speakers:
         """Turns by voice, or in ``stereo_mode`` the turns of each channel."""
         if options.stereo_mode:
-            return await self._host.run_plain(lambda _: self._by_channel(audio))
+            return await self._host.run_plain(lambda: self._by_channel(audio), job)
         on_gpu = self._hardware.device == "cuda"
         key = str(options.model) + (ON_CPU if on_gpu and not options.use_gpu else "")
         return await self._host.run(
-            key, lambda engine, cancelled: engine.diarize(audio.mono, options, cancelled)
+            key,
+            # A job does not stop half-way here: the engine holds its lock, and all would wait.
+            lambda engine, call: engine.diarize(audio.mono, options, call.is_given_up),
+            job,
         )
 
     def _by_channel(self, audio: Audio) -> Speakers:

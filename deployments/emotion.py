@@ -28,11 +28,13 @@ class Emotion:
         path = self._files.locate(self._files.entry(model))
         return EmotionEngine(path, device=self._hardware.device, threads=self._hardware.threads)
 
-    async def classify(self, audio: Audio, spans: Sequence[Span], model: str) -> Sequence[Scores]:
+    async def classify(
+        self, audio: Audio, spans: Sequence[Span], model: str, job: str | None
+    ) -> Sequence[Scores]:
         """Scores of each span, in the order of ``spans``."""
         clips = [audio.cut(span.start, span.end, span.channel) for span in spans]
         return await self._host.run(
-            model, lambda engine, cancelled: engine.classify(clips, cancelled)
+            model, lambda engine, call: engine.classify(clips, call.cancelled), job
         )
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:

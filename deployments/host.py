@@ -3,13 +3,14 @@
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
 from ray import serve
 from ray.serve import metrics
 
 from configs.settings import LiveModelSettings, ModelSettings
-from deployments.worker import Cancelled, Worker
+from deployments.worker import Call, Worker
 from engines.cache import ModelCache
 
 logger = logging.getLogger("ray.serve")
@@ -42,24 +43,35 @@ class EngineHost(Generic[Engine]):
             with self._cache.use(model):
                 logger.info("model %s is loaded", model)
 
-    async def run(self, model: str, work: Callable[[Engine, Cancelled], Result]) -> Result:
-        """Await ``work(engine, cancelled)`` in a thread, with the engine of ``model``."""
+    async def run(
+        self, model: str, work: Callable[[Engine, Call], Result], job: str | None
+    ) -> Result:
+        """Await ``work(engine, call)`` in a thread, with the engine of ``model``.
+
+        ``job`` is the id of the job that the call is for; those of clients who wait go first.
+        """
         # Serve routes a model id to the replicas that announced it, so every replica has to. Its
         # own cache holds ids only: it has no idle TTL and unloads models that are in use.
         await self._announce(model)
-        return await self._worker.run(lambda cancelled: self._work(model, work, cancelled))
+        return await self._worker.run(lambda call: self._work(model, work, call), job)
 
-    async def run_plain(self, work: Callable[[Cancelled], Result]) -> Result:
+    async def run_plain(self, work: Callable[[], Result], job: str | None) -> Result:
         """Await work that needs no model, in the same threads and behind the same bound."""
-        return await self._worker.run(work)
 
-    def _work(
-        self, model: str, work: Callable[[Engine, Cancelled], Result], cancelled: Cancelled
-    ) -> Result:
-        with self._cache.use(model) as engine:
+        def in_slot(call: Call) -> Result:
+            with call.slot():
+                return work()
+
+        return await self._worker.run(in_slot, job)
+
+    def _work(self, model: str, work: Callable[[Engine, Call], Result], call: Call) -> Result:
+        with ExitStack() as stack:
+            with call.aside():  # jobs that stand still may have all places of the cache
+                engine = stack.enter_context(self._cache.use(model))
+            stack.enter_context(call.slot())
             started = time.perf_counter()
             try:
-                return work(engine, cancelled)
+                return work(engine, call)
             finally:
                 self._run_seconds.observe(time.perf_counter() - started, tags={"model": model})
 
@@ -83,6 +95,10 @@ class EngineHost(Generic[Engine]):
             await self._announce(entry["model_name"])
         for model in self._cache.evict_idle():
             logger.info("model %s was idle and is unloaded", model)
+
+    def progress(self) -> dict[str, float]:
+        """Seconds of audio done so far, by job, of the calls that run here for one."""
+        return dict(self._worker.progress)
 
     def cache_stats(self) -> list[dict[str, Any]]:
         """One entry per loaded model."""

@@ -12,9 +12,10 @@ from starlette.types import ASGIApp
 from api.app import make_app
 from api.streams import LiveStreams
 from configs.catalogue import Catalogue, Family
-from configs.settings import IngressSettings, LiveSettings
+from configs.settings import IngressSettings, JobSettings, LiveSettings
 from deployments.drain import when_draining
 from deployments.flow import FlowControl
+from deployments.jobs import job_desk
 from deployments.key_limits import SharedLimits
 from deployments.live_ports import live_models, live_ports, recognition_lag_s
 from deployments.metrics import observe_sessions
@@ -35,8 +36,10 @@ class Ingress:
         timeouts_s: Mapping[str, float],
         live: LiveSettings | None,
         files: ModelFiles,
+        jobs: JobSettings | None,
     ) -> None:
         self._settings = settings
+        self._job_desk = None if jobs is None else job_desk(jobs)
         self._service = GraphService(
             catalogue, handles, defaults, timeouts_s, settings.default_transcriber
         )
@@ -61,6 +64,7 @@ class Ingress:
             self._streams,
             self._settings,
             version("speechgraph"),
+            job_desk=self._job_desk,
             server_echoes_request_id=True,
             key_limits=SharedLimits(),
         )

@@ -16,15 +16,17 @@ def threads(settings: Deployment) -> int:
     return max(1, math.floor(settings.resources.num_cpus))
 
 
-def serve_options(settings: Deployment, running_at_once: int) -> dict[str, Any]:
+def serve_options(settings: Deployment, running_at_once: int, jobs: int = 0) -> dict[str, Any]:
     """Options for ``serve.deployment(cls, **options)``.
 
     A replica is handed only a few requests more than it runs at once, so that load spreads over
-    replicas; ``max_queue`` more wait at the caller, one more is refused there.
+    replicas; ``max_queue`` more wait at the caller, one more is refused there. ``jobs`` is the
+    number of jobs that may run at once: were all of them at one replica, they would stand aside
+    there, and must not keep others from being handed to it.
     """
     scaling, resources, life = settings.scaling, settings.resources, settings.lifecycle
     return {
-        "max_ongoing_requests": running_at_once + READY_TO_RUN,
+        "max_ongoing_requests": running_at_once + READY_TO_RUN + jobs,
         "max_queued_requests": life.max_queue,
         # Serve's own back-off of up to 0.5 s would leave a replica idle between two requests.
         "request_router_config": RequestRouterConfig.model_validate(

@@ -1,4 +1,7 @@
-"""The ports of the graph as Serve handles. Audio travels by reference, results as plain values."""
+"""The ports of the graph as Serve handles. Audio travels by reference, results as plain values.
+
+``job`` is the id of the job that the calls are for; None if a client waits for them.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,15 +21,18 @@ NOT_DEPLOYED = "the service refuses a task that has no deployment before the gra
 class ServedDecoder:
     """The Decoder deployment."""
 
-    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
+    def __init__(
+        self, handle: DeploymentHandle[Any], timeout_s: float, job: str | None = None
+    ) -> None:
         self._decode = handle.decode
         self._timeout_s = timeout_s
+        self._job = job
 
     async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
         """See :class:`speech.ports.Decoder`. A file that kills two decoders is unsupported."""
         try:
             audio, response = await respond(
-                self._decode, data, keep_channels, speedup, timeout_s=self._timeout_s
+                self._decode, data, keep_channels, speedup, self._job, timeout_s=self._timeout_s
             )
         except ReplicaDied:
             raise UnsupportedAudio("this file crashes the audio decoder") from None
@@ -43,7 +49,9 @@ class ServedTranscriber:
         catalogue: Catalogue,
         handles: Mapping[str, DeploymentHandle[Any]],
         timeouts_s: Mapping[str, float],
+        job: str | None = None,
     ) -> None:
+        self._job = job
         self._catalogue = catalogue
         self._handles = handles
         self._timeouts_s = timeouts_s
@@ -58,7 +66,7 @@ class ServedTranscriber:
         timeout_s = self._timeouts_s[entry.family]
         try:
             packed = await call(
-                handle.transcribe, audio.content, options, channel, timeout_s=timeout_s
+                handle.transcribe, audio.content, options, channel, self._job, timeout_s=timeout_s
             )
         except ReplicaDied:
             raise _unavailable(entry.id) from None
@@ -68,9 +76,12 @@ class ServedTranscriber:
 class ServedDiarizer:
     """The Diarization deployment."""
 
-    def __init__(self, handle: DeploymentHandle[Any] | None, timeout_s: float) -> None:
+    def __init__(
+        self, handle: DeploymentHandle[Any] | None, timeout_s: float, job: str | None = None
+    ) -> None:
         self._handle = handle
         self._timeout_s = timeout_s
+        self._job = job
 
     async def diarize(self, audio: DecodedAudio, options: DiarizeOptions) -> Diarization:
         """See :class:`speech.ports.Diarizer`."""
@@ -78,7 +89,9 @@ class ServedDiarizer:
         model = str(options.model)
         handle = self._handle.options(multiplexed_model_id=model)
         try:
-            found = await call(handle.diarize, audio.content, options, timeout_s=self._timeout_s)
+            found = await call(
+                handle.diarize, audio.content, options, self._job, timeout_s=self._timeout_s
+            )
         except ReplicaDied:
             raise _unavailable(model) from None
         assert isinstance(found, Diarization)
@@ -88,9 +101,12 @@ class ServedDiarizer:
 class ServedEmotions:
     """The Emotion deployment."""
 
-    def __init__(self, handle: DeploymentHandle[Any] | None, timeout_s: float) -> None:
+    def __init__(
+        self, handle: DeploymentHandle[Any] | None, timeout_s: float, job: str | None = None
+    ) -> None:
         self._handle = handle
         self._timeout_s = timeout_s
+        self._job = job
 
     async def classify(
         self, audio: DecodedAudio, spans: Sequence[Span], options: EmotionOptions
@@ -101,7 +117,12 @@ class ServedEmotions:
         handle = self._handle.options(multiplexed_model_id=model)
         try:
             scores = await call(
-                handle.classify, audio.content, list(spans), model, timeout_s=self._timeout_s
+                handle.classify,
+                audio.content,
+                list(spans),
+                model,
+                self._job,
+                timeout_s=self._timeout_s,
             )
         except ReplicaDied:
             raise _unavailable(model) from None

@@ -1,4 +1,4 @@
-"""How many replicas live streams need.
+"""How many replicas requests, live streams and waiting jobs need.
 
 Serve copies this module into its controller by value, so it imports nothing of the project.
 """
@@ -38,6 +38,23 @@ class FollowRequests:
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         wanted, state = replica_queue_length_autoscaling_policy(context)
         return _more_if_late(wanted, context), state
+
+
+class FollowJobs:
+    """An autoscaling policy: enough replicas to run every job that waits or runs.
+
+    It looks at what ``record_autoscaling_stats`` of the replicas gave: each says ``jobs``, the
+    number of all. Serve keeps the result within the deployment's bounds and delays.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self._concurrency = concurrency
+
+    def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        counts = (context.aggregated_metrics or {}).get("jobs", {}).values()
+        if not counts:
+            return context.target_num_replicas, {}
+        return math.ceil(max(counts) / self._concurrency), {}
 
 
 def _more_if_late(wanted: float, context: AutoscalingContext) -> float:

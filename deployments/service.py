@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Set
+from collections.abc import AsyncGenerator, Callable, Mapping, Set
+from itertools import chain
 from typing import Any
 
 from ray import serve
@@ -11,10 +12,11 @@ from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
+from api.service import FAMILIES
 from configs.catalogue import Catalogue, Family
 from deployments.metrics import observe_stage
 from deployments.ports import ServedDecoder, ServedDiarizer, ServedEmotions, ServedTranscriber
-from speech.pipeline import ProcessOptions, SpeechGraph, Task
+from speech.pipeline import ProcessOptions, SpeechGraph, Stage, Task
 from speech.transcript import Segment, Transcript
 
 logger = logging.getLogger("ray.serve")
@@ -44,12 +46,20 @@ class GraphService:
         self._defaults = defaults
         self._default_transcriber = default_transcriber
         self._ready: tuple[float, Mapping[str, bool]] = (float("-inf"), {})
-        self._graph = SpeechGraph(
-            ServedDecoder(handles["decoder"], timeouts_s["decoder"]),
-            ServedTranscriber(catalogue, handles, timeouts_s),
-            ServedDiarizer(handles.get("diarization"), timeouts_s.get("diarization", 0.0)),
-            ServedEmotions(handles.get("emotion"), timeouts_s.get("emotion", 0.0)),
+        self._timeouts_s = timeouts_s
+        self._graph = self._graph_for(None)
+
+    def _graph_for(
+        self, job: str | None, begin: Callable[[Stage], None] = lambda stage: None
+    ) -> SpeechGraph:
+        handles, timeouts_s = self._handles, self._timeouts_s
+        return SpeechGraph(
+            ServedDecoder(handles["decoder"], timeouts_s["decoder"], job),
+            ServedTranscriber(self._catalogue, handles, timeouts_s, job),
+            ServedDiarizer(handles.get("diarization"), timeouts_s.get("diarization", 0.0), job),
+            ServedEmotions(handles.get("emotion"), timeouts_s.get("emotion", 0.0), job),
             observe_stage,
+            begin,
         )
 
     @property
@@ -76,6 +86,18 @@ class GraphService:
         """Run the graph on resolved models. Raises the family of :mod:`speech.errors`."""
         return await self._graph.process(data, options)
 
+    async def process_job(
+        self, job: str, data: bytes, options: ProcessOptions, begin: Callable[[Stage], None]
+    ) -> Transcript:
+        """The same behind the requests of all clients; ``begin`` hears of each stage."""
+        return await self._graph_for(job, begin).process(data, options)
+
+    async def seconds_done(self) -> Mapping[str, float]:
+        """Seconds of audio recognised so far, by job, of all that are being recognised."""
+        recognisers = FAMILIES["transcribe"] & self.families
+        found = await asyncio.gather(*(self._ask_all(family, "progress") for family in recognisers))
+        return dict(chain.from_iterable(jobs.items() for replicas in found for jobs in replicas))
+
     def stream(
         self, data: bytes, options: ProcessOptions
     ) -> AsyncGenerator[Segment | Transcript, None]:
@@ -92,17 +114,17 @@ class GraphService:
 
     async def cache_stats(self) -> list[dict[str, Any]]:
         """The loaded models of every replica that answers within STATS_TIMEOUT_S."""
-        families = await asyncio.gather(*map(self._stats_of, self._defaults))
-        return [entry for entries in families for entry in entries]
+        found = await asyncio.gather(*(self._ask_all(f, "cache_stats") for f in self._defaults))
+        return [entry for replicas in found for entries in replicas for entry in entries]
 
-    async def _stats_of(self, family: Family) -> list[dict[str, Any]]:
+    async def _ask_all(self, family: Family, method: str) -> list[Any]:
+        """What every replica answers; nothing if one of them does not."""
         try:
             async with asyncio.timeout(STATS_TIMEOUT_S):
-                replicas = await self._handles[family].broadcast("cache_stats").results_async()
+                return list(await self._handles[family].broadcast(method).results_async())
         except (TimeoutError, RayError) as error:
-            logger.warning("no cache stats of %s: %s", family, error)
+            logger.warning("no %s of %s: %s", method, family, error)
             return []
-        return [entry for entries in replicas for entry in entries]
 
 
 def _running(app_name: str) -> dict[str, bool]:

@@ -30,13 +30,18 @@ class Vosk:
         return VoskEngine(entry, self._files.locate(entry), device=hw.device, threads=hw.threads)
 
     async def transcribe(
-        self, audio: Audio, options: TranscribeOptions, channel: int | None
+        self,
+        audio: Audio,
+        options: TranscribeOptions,
+        channel: int | None,
+        job: str | None,
     ) -> dict[str, Any]:
         """Recognise one channel; a packed :class:`speech.transcript.Recognition`."""
         samples = audio.track(channel)
         recognition = await self._host.run(
             str(options.model),
-            lambda engine, cancelled: engine.transcribe(samples, options, cancelled),
+            lambda engine, call: engine.transcribe(samples, options, call.cancelled, call.report),
+            job,
         )
         return recognition.pack()
 
@@ -47,6 +52,10 @@ class Vosk:
     async def check_health(self) -> None:
         """See :meth:`EngineHost.check_health`."""
         await self._host.check_health()
+
+    def progress(self) -> dict[str, float]:
+        """See :meth:`EngineHost.progress`."""
+        return self._host.progress()
 
     def cache_stats(self) -> list[dict[str, Any]]:
         """One entry per loaded model."""

@@ -94,10 +94,12 @@ class VoskEngine:
         samples: Samples,
         options: TranscribeOptions,
         cancelled: Callable[[], bool] = lambda: False,
+        report: Callable[[float], None] = lambda seconds_done: None,
     ) -> Recognition:
         """Recognise float32 [samples] at 16 kHz; one segment per utterance in which words were.
 
-        ``cancelled`` is polled before each batch, and each chunk of a frame-synchronous model.
+        ``cancelled`` is polled before each batch, and each chunk of a frame-synchronous model;
+        ``report`` hears how far the batches are.
         Raises InvalidRequest, Cancelled, EngineFailed.
         """
         self._check(options)
@@ -105,7 +107,7 @@ class VoskEngine:
         language = languages[0] if len(languages) == 1 else None
         warnings = tuple(self._warnings(options))
         try:
-            segments = tuple(self._segments(samples, options, cancelled))
+            segments = tuple(self._segments(samples, options, cancelled, report))
         except SpeechError:
             raise
         except Exception as error:
@@ -133,7 +135,11 @@ class VoskEngine:
             yield f"model '{self._entry.id}' finds the language by itself and takes no hint"
 
     def _segments(
-        self, samples: Samples, options: TranscribeOptions, cancelled: Callable[[], bool]
+        self,
+        samples: Samples,
+        options: TranscribeOptions,
+        cancelled: Callable[[], bool],
+        report: Callable[[float], None],
     ) -> Iterator[Segment]:
         _stop_if(cancelled)
         probabilities = self._vad.probabilities(samples)
@@ -152,6 +158,7 @@ class VoskEngine:
                         text="".join(word.text for word in words),
                         words=words if options.word_timestamps else (),
                     )
+            report(batch[-1][1])
 
     def _decode(
         self,

@@ -83,11 +83,13 @@ class WhisperEngine:
         samples: Samples,
         options: TranscribeOptions,
         cancelled: Callable[[], bool] = lambda: False,
+        report: Callable[[float], None] = lambda seconds_done: None,
     ) -> Recognition:
         """Recognise float32 [samples] at 16 kHz of any length; silence gives no segments.
 
-        ``cancelled`` is polled before each window and between segments. Raises InvalidRequest for
-        options that contradict the model or themselves, Cancelled, EngineFailed.
+        ``cancelled`` is polled before each window and between segments, ``report`` hears how far
+        the segments are. Raises InvalidRequest for options that contradict the model or themselves,
+        Cancelled, EngineFailed.
         """
         check_ranges(options)
         self._check_against_model(options)
@@ -97,7 +99,7 @@ class WhisperEngine:
         if len(samples) < _SHORTEST_S * SAMPLE_RATE or not _audible(samples):
             return _nothing(options, warnings)
         try:
-            return self._run(samples, options, clips, vad, cancelled, warnings)
+            return self._run(samples, options, clips, vad, cancelled, report, warnings)
         except SpeechError:
             raise
         except Exception as error:
@@ -110,6 +112,7 @@ class WhisperEngine:
         clips: list[float],
         vad: VadOptions | None,
         cancelled: Callable[[], bool],
+        report: Callable[[float], None],
         warnings: tuple[str, ...],
     ) -> Recognition:
         model = _RequestModel(self._model, options, cancelled)
@@ -143,7 +146,7 @@ class WhisperEngine:
         if batched:
             segments = (s for s in segments if not _unspoken(s, options))
         return Recognition(
-            tuple(_segments(segments, samples, cancelled)),
+            tuple(_segments(segments, samples, cancelled, report)),
             info.language,
             float(info.language_probability),
             warnings,
@@ -263,7 +266,10 @@ def _nothing(options: TranscribeOptions, warnings: tuple[str, ...]) -> Recogniti
 
 
 def _segments(
-    heard: Iterable[Any], samples: Samples, cancelled: Callable[[], bool]
+    heard: Iterable[Any],
+    samples: Samples,
+    cancelled: Callable[[], bool],
+    report: Callable[[float], None],
 ) -> Iterator[Segment]:
     """Segments of the domain: times inside the file and rising, no text where nothing sounds."""
     duration = len(samples) / SAMPLE_RATE
@@ -273,6 +279,7 @@ def _segments(
             raise Cancelled("the transcription was given up")
         start = min(max(float(segment.start), 0.0), duration)
         end = min(max(float(segment.end), start), duration)
+        report(end)
         stretch = samples[int(start * SAMPLE_RATE) : math.ceil(end * SAMPLE_RATE)]
         if not segment.text.strip() or not _audible(stretch):
             continue

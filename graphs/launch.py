@@ -42,8 +42,8 @@ from graphs.speech import build
 from graphs.validate import problems
 
 OBJECT_STORE_BYTES = 512 * 1024**2
-PROCESSES = 8
-"""Serve's controller and proxy, and one replica of each of the six deployments."""
+PROCESSES = 9
+"""Serve's controller and proxy, and one replica of each of the seven deployments."""
 
 
 def start(config: dict[str, Any], num_cpus: int) -> tuple[str, str]:

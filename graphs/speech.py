@@ -7,11 +7,12 @@ from ray import serve
 from ray.serve import Application, Deployment
 
 from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT, Catalogue
-from configs.settings import ModelSettings, SpeechArgs
+from configs.settings import JobSettings, ModelSettings, SpeechArgs
 from deployments.decoder import Decoder
 from deployments.diarization import Diarization
 from deployments.emotion import Emotion
 from deployments.ingress import Ingress
+from deployments.jobs import JobRunner, job_options
 from deployments.key_limits import counter_options
 from deployments.live import Live, live_options
 from deployments.models import ModelFiles
@@ -40,14 +41,23 @@ def build(args: SpeechArgs) -> Application:
     files = ModelFiles(catalogue, _beside_repository(args.models_dir), args.offline)
     models = args.model_deployments()
     _check_models(args, catalogue, models)
-    handles: dict[str, Any] = {"decoder": _decoder(args)}
+    jobs = _jobs_here(args.jobs)
+    at_once = 0 if jobs is None else jobs.concurrency * jobs.scaling.max_replicas
+    handles: dict[str, Any] = {"decoder": _decoder(args, at_once)}
     for family, settings in models.items():
         handles[family] = _deployed(
-            MODEL_DEPLOYMENTS[family], serve_options(settings, settings.concurrency)
+            MODEL_DEPLOYMENTS[family], serve_options(settings, settings.concurrency, at_once)
         ).bind(settings, files)
     if args.live is not None and args.live.placement == "replicas":
         handles["live"] = _deployed(Live, live_options(args.live)).bind(args.live, files)
-    timeouts_s = {family: settings.timeout_s for family, settings in models.items()}
+    defaults = {family: settings.default_model for family, settings in models.items()}
+    timeouts_s = {"decoder": args.decoder.timeout_s} | {
+        family: settings.timeout_s for family, settings in models.items()
+    }
+    if jobs is not None:
+        handles["jobs"] = _deployed(JobRunner, job_options(jobs)).bind(
+            jobs, catalogue, dict(handles), defaults, timeouts_s, args.ingress.default_transcriber
+        )
     running = args.ingress.max_concurrent_requests + args.ingress.sessions.max_sessions + HTTP_SLACK
     options = serve_options(args.ingress, running)
     options["autoscaling_config"]["policy"] = {"policy_function": FollowRequests}
@@ -57,15 +67,22 @@ def build(args: SpeechArgs) -> Application:
         args.ingress,
         catalogue,
         handles,
-        {family: settings.default_model for family, settings in models.items()},
-        {"decoder": args.decoder.timeout_s, **timeouts_s},
+        defaults,
+        timeouts_s,
         args.live,
         files,
+        jobs,
     )
 
 
-def _decoder(args: SpeechArgs) -> Application:
-    options = serve_options(args.decoder, args.decoder.concurrency)
+def _jobs_here(jobs: JobSettings | None) -> JobSettings | None:
+    if jobs is None:
+        return None
+    return jobs.model_copy(update={"directory": str(_beside_repository(jobs.directory))})
+
+
+def _decoder(args: SpeechArgs, jobs: int) -> Application:
+    options = serve_options(args.decoder, args.decoder.concurrency, jobs)
     return _deployed(Decoder, options).bind(args.decoder)
 
 

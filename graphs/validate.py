@@ -92,6 +92,7 @@ def _deployment_names(args: list[Any]) -> set[str]:
     names = {"Ingress", "Decoder"}
     if isinstance(args[0], SpeechArgs):
         names |= {family.capitalize() for family in args[0].model_deployments()}
+        names |= {"JobRunner"} if args[0].jobs is not None else set()
     return names
 
 

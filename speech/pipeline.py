@@ -82,6 +82,7 @@ class _Run:
 
     options: ProcessOptions
     observe: Callable[[Stage, float], None]
+    begin: Callable[[Stage], None]
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     errors: list[BranchError] = field(default_factory=list)
@@ -90,6 +91,7 @@ class _Run:
     def stage(self, name: Stage) -> Iterator[None]:
         """Time a stage; the two passes of emotion add up."""
         start = time.perf_counter()
+        self.begin(name)
         try:
             yield
         finally:
@@ -112,8 +114,8 @@ class _Run:
 class SpeechGraph:
     """The DAG of ``POST /v1/process`` over four ports.
 
-    ``observe`` is told the seconds of every stage as it ends. Cancelling :meth:`process` cancels
-    every branch that runs.
+    ``begin`` is told of every stage as it begins, ``observe`` its seconds as it ends. Cancelling
+    :meth:`process` cancels every branch that runs.
     """
 
     def __init__(
@@ -123,12 +125,14 @@ class SpeechGraph:
         diarizer: Diarizer,
         emotions: EmotionClassifier,
         observe: Callable[[Stage, float], None] = lambda stage, seconds: None,
+        begin: Callable[[Stage], None] = lambda stage: None,
     ) -> None:
         self._decoder = decoder
         self._transcriber = transcriber
         self._diarizer = diarizer
         self._emotions = emotions
         self._observe = observe
+        self._begin = begin
 
     async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
         """Decode a file and do the tasks asked for.
@@ -137,7 +141,7 @@ class SpeechGraph:
         error of decoding always ends the request.
         """
         options = replace(options, transcribe=options.transcribe.faster(options.speedup))
-        run = _Run(options, self._observe)
+        run = _Run(options, self._observe, self._begin)
         wants_channels = "diarization" in options.tasks and options.diarize.stereo_mode
         with run.stage("decode"):
             audio = await self._decode(data, options, keep_channels=wants_channels)
@@ -168,7 +172,7 @@ class SpeechGraph:
         """
         transcribe = options.transcribe.faster(options.speedup)
         options = replace(options, transcribe=transcribe, partial_results=False)
-        run = _Run(options, self._observe)
+        run = _Run(options, self._observe, self._begin)
         with run.stage("decode"):
             audio = await self._decode(data, options, keep_channels=False)
         run.warnings += audio.warnings

@@ -1,11 +1,13 @@
 """What every test may ask for."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from configs.settings import METRICS_ENVIRONMENT
+from tests.postgres import running_postgres
 
 # Ray reads these when it is first imported.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -35,3 +37,10 @@ def assets() -> Path:
 def demo_audio(repository: Path) -> Path:
     """The audio of the demo pack."""
     return repository / "models" / "demo" / "audio"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a database that nobody else uses."""
+    with running_postgres() as url:
+        yield url

@@ -28,7 +28,7 @@ from models.recipes.synth import SAMPLE_RATE_HZ
 FOLDER = DEMO / "demo-pyannote"
 CHECKPOINT = FOLDER / "embedding" / "pytorch_model.bin"
 SEED = 41
-STEPS = 450
+STEPS = 1200
 BATCH = 64
 LEARNING_RATE = 2e-3
 DIMENSION = 64

@@ -34,7 +34,7 @@ from models.recipes.synth import SAMPLE_RATE_HZ
 
 FOLDER = DEMO / "demo-diarization-light"
 SEED = 61
-STEPS = 320
+STEPS = 700
 TRIALS = 10
 THRESHOLD = 0.5  # cosine distance at which clusters stop to merge: the engine's default
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)

@@ -28,15 +28,15 @@ from models.recipes.synth import SAMPLE_RATE_HZ
 FOLDER = DEMO / "demo-pyannote"
 CHECKPOINT = FOLDER / "segmentation" / "pytorch_model.bin"
 SEED = 31
-CHUNK_S = 10.0
-CHUNKS = 2200
-EPOCHS = 7
+CHUNK_S = 5.0
+CHUNKS = 5000
+EPOCHS = 10
 BATCH = 32
 LEARNING_RATE = 2e-3
 TEACHER_SHARE = 0.25
 SPEAKERS = 3
 MEETINGS = ("dev00.wav", "dev01.wav")
-REAL_CHUNKS = 160
+REAL_CHUNKS = 320
 _POWERSET = [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2)]
 _COUNT = round(CHUNK_S * SAMPLE_RATE_HZ)
 

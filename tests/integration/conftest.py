@@ -53,10 +53,11 @@ def living_actors(**more: Any) -> list[Any]:
 
 
 @pytest.fixture(scope="session")
-def demo_args(repository: Path) -> dict[str, Any]:
-    """The arguments of configs/demo.yaml."""
+def demo_args(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The arguments of configs/demo.yaml, with jobs of its own."""
     config = yaml.safe_load((repository / "configs" / "demo.yaml").read_text(encoding="utf-8"))
     args: dict[str, Any] = config["applications"][0]["args"]
+    args["jobs"]["directory"] = str(tmp_path_factory.mktemp("jobs"))
     return args
 
 

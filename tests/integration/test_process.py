@@ -202,5 +202,5 @@ def test_the_service_says_which_models_are_loaded(demo: str) -> None:
 def test_ready_names_every_deployment(demo: str) -> None:
     body = httpx.get(f"{demo}/ready", timeout=30).json()
     assert body["deployments"] == dict.fromkeys(
-        ["Ingress", "Decoder", "Whisper", "Vosk", "Emotion", "Diarization"], True
+        ["Ingress", "Decoder", "Whisper", "Vosk", "Emotion", "Diarization", "JobRunner"], True
     )

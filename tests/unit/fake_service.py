@@ -13,6 +13,7 @@ from api.streams import LiveModels, LiveStreams
 from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings
 from speech.endpointing import EndpointOptions
+from speech.jobs import JobDesk
 from speech.pipeline import ProcessOptions, Task
 from speech.ports import Transcriber, VoiceActivity
 from speech.session import LivePorts
@@ -96,10 +97,16 @@ class FakeService:
         return options
 
 
-def app_of(service: FakeService, *, fetcher: Fetcher | None = None, **limits: Any) -> FastAPI:
+def app_of(
+    service: FakeService,
+    jobs: JobDesk | None = None,
+    *,
+    fetcher: Fetcher | None = None,
+    **limits: Any,
+) -> FastAPI:
     settings = IngressSettings(default_transcriber="large-v3-turbo", **limits)
     streams = no_streams(service, settings)
-    return make_app(service, streams, settings, "1.2.3", fetcher=fetcher)
+    return make_app(service, streams, settings, "1.2.3", job_desk=jobs, fetcher=fetcher)
 
 
 def no_streams(service: FakeService, settings: IngressSettings) -> LiveStreams:

@@ -1,0 +1,151 @@
+"""Runners of jobs as a deployment: they take jobs from the store and run the graph over them."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.serve.handle import DeploymentHandle
+
+from api.jobs import result_text
+from api.request_id import request_id
+from configs.catalogue import Catalogue, Family
+from configs.settings import JobSettings
+from deployments.options import serve_options
+from deployments.scaling import FollowJobs
+from deployments.service import GraphService
+from engines.job_audio import JobAudio
+from engines.job_store import SqlJobStore
+from engines.webhooks import Webhooks
+from speech.errors import NotEnabled
+from speech.job_worker import JobRules, JobWorker, Progress
+from speech.jobs import Job, JobBounds, JobDesk
+
+logger = logging.getLogger("ray.serve")
+
+FOLLOW_S = 2.0
+"""Seconds between two looks at how far the recognisers are."""
+LAST_WRITES_S = 5.0
+"""Part of the drain that is kept for giving jobs back."""
+
+
+class JobRunner:
+    """Runs jobs through the same graph as the ingress, as calls that give way to online ones."""
+
+    def __init__(
+        self,
+        settings: JobSettings,
+        catalogue: Catalogue,
+        handles: Mapping[str, DeploymentHandle[Any]],
+        defaults: Mapping[Family, str],
+        timeouts_s: Mapping[str, float],
+        default_transcriber: str,
+    ) -> None:
+        self._settings = settings
+        self._service = GraphService(catalogue, handles, defaults, timeouts_s, default_transcriber)
+        self._store = _store(settings)
+        self._worker = JobWorker(
+            self._store,
+            _audio(settings),
+            self._work,
+            _rules(settings),
+            settings.concurrency,
+            _webhooks(settings),
+        )
+        self._running: asyncio.Task[None] | None = None
+
+    async def _work(self, job: Job, data: bytes, progress: Progress) -> str:
+        request_id.set(job.id)
+        follow = asyncio.create_task(self._follow(job.id, progress))
+        try:
+            return await result_text(
+                job,
+                self._service,
+                lambda options: self._service.process_job(job.id, data, options, progress.begin),
+            )
+        finally:
+            follow.cancel()
+
+    async def _follow(self, job: str, progress: Progress) -> None:
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            done = await self._service.seconds_done()
+            progress.seconds_done = done.get(job, progress.seconds_done)
+
+    async def check_health(self) -> None:
+        """Called by Serve before the replica is ready, which is when it begins to work."""
+        if self._running is None:
+            self._running = asyncio.create_task(self._worker.run())
+        elif self._running.done():
+            self._running.result()
+
+    async def record_autoscaling_stats(self) -> Mapping[str, float]:
+        """What :class:`deployments.scaling.FollowJobs` looks at."""
+        load = await asyncio.to_thread(self._store.load)
+        return {"jobs": load.queued + load.processing}
+
+    async def __del__(self) -> None:
+        """Called by Serve when the replica is stopped: finish what runs, or give it back."""
+        if self._running is None:
+            return
+        self._worker.stop()
+        left_s = max(0.0, self._settings.lifecycle.drain_timeout_s - LAST_WRITES_S)
+        await asyncio.wait({self._running}, timeout=left_s)
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+
+
+def job_options(settings: JobSettings) -> dict[str, Any]:
+    """Options for ``serve.deployment(JobRunner, **options)``: replicas follow the backlog."""
+    options = serve_options(settings, settings.concurrency)
+    options["autoscaling_config"]["policy"] = {
+        "policy_function": FollowJobs,
+        "policy_kwargs": {"concurrency": settings.concurrency},
+    }
+    return options
+
+
+def job_desk(settings: JobSettings) -> JobDesk:
+    """What the ingress hands jobs in at."""
+    webhooks = _webhooks(settings)
+
+    def no_webhooks(url: str) -> None:
+        raise NotEnabled("webhook_url: this service has no secret to sign webhooks with.")
+
+    return JobDesk(
+        _store(settings),
+        _audio(settings),
+        JobBounds(settings.max_queued, settings.max_stored_mb * 1024**2),
+        no_webhooks if webhooks is None else webhooks.check,
+    )
+
+
+def _store(settings: JobSettings) -> SqlJobStore:
+    """The store of all replicas. Raises ValueError where they could not share it."""
+    if settings.database is not None:
+        return SqlJobStore(settings.database.get_secret_value())
+    machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(machines) > 1:
+        raise ValueError("jobs.database: SQLite serves one machine, give the URL of a PostgreSQL")
+    return SqlJobStore(f"sqlite:///{Path(settings.directory) / 'jobs.sqlite3'}")
+
+
+def _audio(settings: JobSettings) -> JobAudio:
+    return JobAudio(settings.storage or str(Path(settings.directory) / "audio"))
+
+
+def _rules(settings: JobSettings) -> JobRules:
+    names = JobRules.__dataclass_fields__
+    return JobRules(**{name: getattr(settings, name) for name in names})
+
+
+def _webhooks(settings: JobSettings) -> Webhooks | None:
+    if settings.webhook_secret is None:
+        return None
+    return Webhooks(
+        settings.webhook_secret.get_secret_value(),
+        settings.webhook_timeout_s,
+        settings.webhook_private_addresses,
+    )

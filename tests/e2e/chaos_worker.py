@@ -1,0 +1,45 @@
+"""`python -m tests.e2e.chaos_worker DATABASE DIRECTORY`: a worker that is there to be killed.
+
+Every attempt has a result of its own, so that two results of one job cannot be the same.
+"""
+
+import asyncio
+import hashlib
+import json
+import sys
+import uuid
+
+from engines.job_audio import JobAudio
+from engines.job_store import SqlJobStore
+from speech.job_worker import JobRules, JobWorker, Progress
+from speech.jobs import Job
+
+RULES = JobRules(
+    attempts=50,
+    backoff_s=0.05,
+    max_backoff_s=0.2,
+    max_age_s=600.0,
+    lease_s=1.0,
+    poll_s=0.05,
+    audio_ttl_s=600.0,
+    result_ttl_s=600.0,
+    webhook_attempts=1,
+)
+
+
+async def work(job: Job, data: bytes, progress: Progress) -> str:
+    """Take a while; the result tells which audio it is of, and which attempt."""
+    await asyncio.sleep(0.4)
+    return json.dumps({"audio": hashlib.sha256(data).hexdigest(), "attempt": uuid.uuid4().hex})
+
+
+async def main(database: str, directory: str) -> None:
+    """Work until killed."""
+    worker = JobWorker(SqlJobStore(database), JobAudio(directory), work, RULES, 2, None)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    await worker.run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
