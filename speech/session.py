@@ -477,8 +477,8 @@ class LiveSession:
             for mark in self._segmenter.feed(probabilities.tolist()):
                 await self._follow(mark)
             await self._hear_utterance()
-            lasts = len(self._tape) - self._turn_begin >= MAX_TURN_S * SAMPLE_RATE
-            if lasts and self.options.turns == "pause" and self._segmenter.begin is not None:
+            too_long = len(self._tape) - self._turn_begin >= MAX_TURN_S * SAMPLE_RATE
+            if too_long and self.options.turns == "pause" and self._segmenter.begin is not None:
                 await self._finalize()
             self._forget()
 
