@@ -48,7 +48,7 @@ class KeyCheck:
         problem: Problem | None = None
         async with AsyncExitStack() as held:
             if not covers(OPEN_ROUTES, path) and not _is_preflight(scope):
-                problem = await self._admit(presented, path, held)
+                problem = await self._admit(presented, scope, path, held)
             if problem is None:
                 await self.app(scope, receive, send)
                 return
@@ -58,8 +58,13 @@ class KeyCheck:
         else:
             await answer(scope, receive, send)
 
-    async def _admit(self, presented: bytes, path: str, held: AsyncExitStack) -> Problem | None:
-        """Why a request is refused; None once it holds its place."""
+    async def _admit(
+        self, presented: bytes, scope: Scope, path: str, held: AsyncExitStack
+    ) -> Problem | None:
+        """Why a request is refused; None once it holds its place and ``caller`` says whose it is.
+
+        That is the name of the key, so that a new key of the same name finds the jobs of the old.
+        """
         if not presented:
             headers = {"WWW-Authenticate": "Bearer"}
             return Problem(401, "missing_api_key", "This route needs an API key.", headers)
@@ -74,6 +79,7 @@ class KeyCheck:
             refusal = reached.refusal
             headers = retry_after(refusal.retry_after_s)
             return Problem(429, refusal.code, refusal.message, headers)
+        scope.setdefault("state", {})["caller"] = key.name or key.id
         return None
 
 

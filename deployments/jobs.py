@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from engines.webhooks import Webhooks
 from speech.errors import NotEnabled
 from speech.job_worker import JobRules, JobWorker, Progress
 from speech.jobs import Job, JobBounds, JobDesk
+from speech.pipeline import ProcessOptions
+from speech.transcript import Transcript
 
 logger = logging.getLogger("ray.serve")
 
@@ -42,8 +45,10 @@ class JobRunner:
         defaults: Mapping[Family, str],
         timeouts_s: Mapping[str, float],
         default_transcriber: str,
+        max_seconds: float | None,
     ) -> None:
         self._settings = settings
+        self._max_seconds = max_seconds
         self._service = GraphService(catalogue, handles, defaults, timeouts_s, default_transcriber)
         self._store = _store(settings)
         self._worker = JobWorker(
@@ -59,12 +64,13 @@ class JobRunner:
     async def _work(self, job: Job, data: bytes, progress: Progress) -> str:
         request_id.set(job.id)
         follow = asyncio.create_task(self._follow(job.id, progress))
+
+        def process(options: ProcessOptions) -> Awaitable[Transcript]:
+            options = replace(options, max_seconds=self._max_seconds)
+            return self._service.process_job(job.id, data, options, progress.begin)
+
         try:
-            return await result_text(
-                job,
-                self._service,
-                lambda options: self._service.process_job(job.id, data, options, progress.begin),
-            )
+            return await result_text(job, self._service, process)
         finally:
             follow.cancel()
 

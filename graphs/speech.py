@@ -56,7 +56,13 @@ def build(args: SpeechArgs) -> Application:
     }
     if jobs is not None:
         handles["jobs"] = _deployed(JobRunner, job_options(jobs)).bind(
-            jobs, catalogue, dict(handles), defaults, timeouts_s, args.ingress.default_transcriber
+            jobs,
+            catalogue,
+            dict(handles),
+            defaults,
+            timeouts_s,
+            args.ingress.default_transcriber,
+            args.ingress.max_seconds.get("v1"),
         )
     running = args.ingress.max_concurrent_requests + args.ingress.sessions.max_sessions + HTTP_SLACK
     options = serve_options(args.ingress, running)

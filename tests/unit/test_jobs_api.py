@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 
 from api.jobs import result_text
 from speech.errors import EngineFailed, Overloaded
@@ -328,23 +328,22 @@ async def test_a_service_without_webhooks_refuses_them(service, jobs):
     assert (answer.status_code, answer.json()["code"]) == (422, "not_enabled")
 
 
-async def test_a_job_belongs_to_the_caller_who_made_it(service, jobs):
-    app = app_of(service, jobs.desk)
-
-    @app.middleware("http")
-    async def name_caller(request: Request, call_next: Any) -> Any:
-        request.state.caller = request.headers.get("x-test-caller", "")
-        return await call_next(request)
-
+async def test_a_job_belongs_to_the_key_that_made_it(service, jobs, tmp_path):
+    keys = tmp_path / "keys.txt"
+    keys.write_text("old-of-ann name=ann\nnew-of-ann name=ann\nof-bob\n")
+    app = app_of(service, jobs.desk, keys_file=str(keys))
     async with client_of(app) as client:
-        ann, bob = {"x-test-caller": "ann"}, {"x-test-caller": "bob"}
+        ann, bob = {"X-API-Key": "old-of-ann"}, {"X-API-Key": "of-bob"}
         id = await submit(client, headers=ann)
         for method in ("GET", "DELETE"):
             assert (await client.request(method, f"/v1/jobs/{id}", headers=bob)).status_code == 404
         assert (await client.get("/v1/jobs", headers=bob)).json()["data"] == []
-        assert (await client.get(f"/v1/jobs/{id}", headers=ann)).json()["status"] == "queued"
-        listed = (await client.get("/v1/jobs", headers=ann)).json()["data"]
-        assert [job["job_id"] for job in listed] == [id]
+        for key in ("old-of-ann", "new-of-ann"):
+            headers = {"X-API-Key": key}
+            found = await client.get(f"/v1/jobs/{id}", headers=headers)
+            assert found.json()["status"] == "queued"
+            listed = (await client.get("/v1/jobs", headers=headers)).json()["data"]
+            assert [job["job_id"] for job in listed] == [id]
 
 
 async def test_a_service_without_jobs_has_no_routes_of_them(service):
