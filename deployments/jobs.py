@@ -28,7 +28,7 @@ from speech.transcript import Transcript
 
 logger = logging.getLogger("ray.serve")
 
-FOLLOW_S = 2.0
+FOLLOW_S = 1.0
 """Seconds between two looks at how far the recognisers are."""
 LAST_WRITES_S = 5.0
 """Part of the drain that is kept for giving jobs back."""
