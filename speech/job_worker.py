@@ -254,6 +254,6 @@ class JobWorker:
         return False
 
     def _remove_orphans(self) -> None:
-        stored = self._audio.older_than(ORPHAN_AGE_S)
-        for id in set(stored) - self._store.with_audio():
-            self._audio.remove(id)
+        for id in set(self._audio.stored()) - self._store.with_audio():
+            if self._audio.age_s(id) > ORPHAN_AGE_S:
+                self._audio.remove(id)

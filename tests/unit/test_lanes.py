@@ -22,7 +22,7 @@ from configs.catalogue import Catalogue
 from configs.settings import LiveSettings, Scaling
 from deployments.lane_server import LaneAddress, LaneServer, bearer
 from deployments.lanes import LaneRecognizer
-from deployments.scaling import FollowStreams
+from deployments.scaling import FollowJobs, FollowStreams
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import (
     DeadlineExceeded,
@@ -516,6 +516,17 @@ def test_replicas_are_wanted_for_streams_and_for_lag(
         aggregated_metrics=stats if streams else {}, current_num_replicas=2, target_num_replicas=2
     )
     assert FollowStreams(target_streams=10)(context) == (wanted, {})
+
+
+@pytest.mark.parametrize(
+    ("jobs", "wanted"), [([], 2), ([0, 0], 0), ([1], 1), ([7, 9], 3), ([12, 12], 3), ([13], 4)]
+)
+def test_replicas_are_wanted_for_every_job_that_waits_or_runs(
+    jobs: list[float], wanted: int
+) -> None:
+    stats = {"jobs": dict(enumerate(jobs))}
+    context = SimpleNamespace(aggregated_metrics=stats if jobs else {}, target_num_replicas=2)
+    assert FollowJobs(concurrency=4)(context) == (wanted, {})
 
 
 def test_live_replicas_cannot_scale_to_zero() -> None:
