@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,11 +42,15 @@ class JobAudio:
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(id))
 
-    def older_than(self, seconds: float) -> Sequence[str]:
-        """See :meth:`speech.jobs.AudioStore.older_than`."""
-        then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
-        paths = self._files.ls(self._root, detail=False, refresh=True)
-        return [path.rsplit("/", 1)[1] for path in paths if self._files.modified(path) < then]
+    def stored(self) -> Sequence[str]:
+        """See :meth:`speech.jobs.AudioStore.stored`."""
+        found = self._files.ls(self._root, detail=True, refresh=True)
+        return [file["name"].rsplit("/", 1)[1] for file in found if file["type"] == "file"]
+
+    def age_s(self, id: str) -> float:
+        """See :meth:`speech.jobs.AudioStore.age_s`."""
+        stored_at: datetime.datetime = self._files.modified(self._path(id))
+        return time.time() - stored_at.timestamp()
 
     def _path(self, id: str) -> str:
         return f"{self._root}/{id}"

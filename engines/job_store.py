@@ -83,7 +83,7 @@ class SqlJobStore:
             connect_args={} if sqlite else POSTGRES_TIMEOUTS,
         )
         if sqlite:
-            Path(str(place.database)).parent.mkdir(parents=True, exist_ok=True)
+            Path(str(place.database)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
         self._create()
 

@@ -47,7 +47,8 @@ class Webhooks:
     async def deliver(self, job: Job) -> None:
         """POST what became of the job; the result is left to be fetched.
 
-        Raises OSError if there was no answer of success in ``timeout_s``.
+        Raises httpx.HTTPError, TimeoutError and what else a URL may lead to unless there was an
+        answer of success within ``timeout_s``.
         """
         assert job.webhook_url is not None, "only a job with a URL is due"
         now = int(time.time())
@@ -69,15 +70,11 @@ class Webhooks:
             "webhook-signature": signature(self._secret, job.id, now, body),
         }
         transport = httpx.AsyncHTTPTransport() if self._allow_private else PublicOnly()
-        try:
-            async with (
-                asyncio.timeout(self.timeout_s),
-                httpx.AsyncClient(transport=transport, trust_env=False) as client,
-                # The body of the answer is of no interest, and may be endless.
-                client.stream("POST", job.webhook_url, content=body, headers=headers) as answer,
-            ):
-                status = answer.status_code
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise OSError(f"{type(error).__name__}: {error}") from None
-        if not 200 <= status < 300:
-            raise OSError(f"answered with status {status}")
+        async with (
+            asyncio.timeout(self.timeout_s),
+            httpx.AsyncClient(transport=transport, trust_env=False) as client,
+            # The body of the answer is of no interest, and may be endless.
+            client.stream("POST", job.webhook_url, content=body, headers=headers) as answer,
+        ):
+            if not answer.is_success:
+                raise httpx.HTTPError(f"answered with status {answer.status_code}")

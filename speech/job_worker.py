@@ -20,6 +20,8 @@ MAX_BEAT_S = 2.0
 """Longest until a worker hears that its job was cancelled."""
 BUSY_PAUSE_S = 10.0
 """Wait of a job that met a full queue."""
+WEBHOOKS_AT_ONCE = 4
+"""Deliveries of one worker, so that a receiver that is silent does not hold up all others."""
 HOUSEKEEPING_S = 5.0
 ORPHAN_AGE_S = 3600.0
 """Audio that has no job after so long belongs to a submission that never finished."""
@@ -72,7 +74,7 @@ class Webhooks(Protocol):
         ...
 
     async def deliver(self, job: Job) -> None:
-        """Raises OSError or SpeechError if the other side did not take it."""
+        """Raises some error if the other side did not take it."""
         ...
 
 
@@ -107,7 +109,7 @@ class JobWorker:
             group.create_task(self._repeat(self._next_lost, self._rules.poll_s))
             group.create_task(self._repeat(self._tidy, HOUSEKEEPING_S))
             group.create_task(self._repeat(self._sweep, ORPHAN_AGE_S))
-            if self._webhooks is not None:
+            for _ in range(WEBHOOKS_AT_ONCE if self._webhooks is not None else 0):
                 group.create_task(self._repeat(self._next_webhook, self._rules.poll_s))
 
     def stop(self) -> None:
@@ -230,9 +232,9 @@ class JobWorker:
             return False
         try:
             await self._webhooks.deliver(job)
-        except (SpeechError, OSError) as error:
+        except Exception as error:  # whatever the URL of a client may lead to
             attempt = job.webhook_attempts
-            logger.warning("webhook of %s, attempt %d: %s", job.id, attempt, error)
+            logger.warning("webhook of %s, attempt %d: %r", job.id, attempt, error)
             retry = rules.backoff(attempt) if attempt < rules.webhook_attempts else None
             await asyncio.to_thread(self._store.webhook_failed, job.id, retry)
         else:
@@ -254,6 +256,6 @@ class JobWorker:
         return False
 
     def _remove_orphans(self) -> None:
-        stored = self._audio.older_than(ORPHAN_AGE_S)
-        for id in set(stored) - self._store.with_audio():
-            self._audio.remove(id)
+        for id in set(self._audio.stored()) - self._store.with_audio():
+            if self._audio.age_s(id) > ORPHAN_AGE_S:
+                self._audio.remove(id)

@@ -3,7 +3,9 @@
 queued → processing → completed | failed | cancelled; a failed attempt goes back to queued.
 """
 
+import contextlib
 import hashlib
+import logging
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from speech.errors import (
     TooManyChannels,
     UnsupportedAudio,
 )
+
+logger = logging.getLogger(__name__)
 
 State = Literal["queued", "processing", "completed", "failed", "cancelled"]
 WebhookState = Literal["pending", "delivered", "failed"]
@@ -193,8 +197,12 @@ class AudioStore(Protocol):
         """Remove it if it is there."""
         ...
 
-    def older_than(self, seconds: float) -> Sequence[str]:
-        """Ids whose audio was stored that long ago."""
+    def stored(self) -> Sequence[str]:
+        """Ids of all audio."""
+        ...
+
+    def age_s(self, id: str) -> float:
+        """Seconds since it was stored. Raises FileNotFoundError."""
         ...
 
 
@@ -259,7 +267,7 @@ class JobDesk:
             idempotency_key=idempotency_key,
             webhook_url=webhook_url,
         )
-        self._audio.put(job.id, data)
+        self._keep(job.id, data)
         added = self._store.add(job)
         if added is not None:
             return added
@@ -269,6 +277,15 @@ class JobDesk:
         known = self._store.find_by_key(owner, idempotency_key)
         assert known is not None, "a job outlives the requests of its time"
         return _same(known, fingerprint)
+
+    def _keep(self, id: str, data: bytes) -> None:
+        try:
+            self._audio.put(id, data)
+        except OSError as error:
+            logger.error("the audio of %s cannot be stored", id, exc_info=error)
+            with contextlib.suppress(OSError):
+                self._audio.remove(id)
+            raise Overloaded("The audio cannot be stored now.", FULL_RETRY_AFTER_S) from None
 
     def _check_bounds(self, size: int) -> None:
         load = self._store.load()

@@ -1,6 +1,7 @@
 """Jobs from the desk to the worker: bounds, keys, attempts, backoff, giving up, tidying."""
 
 import asyncio
+import errno
 import os
 import time
 from dataclasses import replace
@@ -93,6 +94,19 @@ def test_the_stored_audio_takes_its_bound_and_not_a_byte_more(tmp_path: Path) ->
     jobs.desk.submit("", b"1234", "{}")
 
 
+def test_a_full_disk_is_an_overload_and_leaves_nothing(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Overloaded):
+        jobs.desk.submit("", b"1", "{}")
+    assert list((tmp_path / "audio").iterdir()) == []
+    assert jobs.desk.page("", 10, None) == ([], False)
+
+
 def test_one_key_makes_one_job(jobs: Jobs, tmp_path: Path) -> None:
     first = jobs.desk.submit("ann", b"RIFF", "{}", "key")
     assert jobs.desk.submit("ann", b"RIFF", "{}", "key") == first
@@ -125,10 +139,11 @@ def test_audio_is_kept_wherever_fsspec_reaches() -> None:
     audio.put("job_1", b"RIFF")
     assert audio.get("job_1") == b"RIFF"
     assert fsspec.filesystem("memory").exists("/bucket/jobs/job_1")
-    assert audio.older_than(60) == []
-    assert audio.older_than(-60) == ["job_1"]
+    assert audio.stored() == ["job_1"]
+    assert 0 <= audio.age_s("job_1") < 60
     audio.remove("job_1")
     audio.remove("job_1")
+    assert audio.stored() == []
     with pytest.raises(FileNotFoundError):
         audio.get("job_1")
 

@@ -23,7 +23,7 @@ from configs.catalogue import Catalogue
 from configs.settings import LiveSettings, Scaling
 from deployments.lane_server import LaneAddress, LaneServer, bearer
 from deployments.lanes import LaneRecognizer
-from deployments.scaling import FollowRequests, FollowStreams
+from deployments.scaling import FollowJobs, FollowRequests, FollowStreams
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import (
     DeadlineExceeded,
@@ -519,6 +519,17 @@ def test_ingress_replicas_are_wanted_for_requests_and_for_lag(
         config=AutoscalingConfig(target_ongoing_requests=10),
     )
     assert FollowRequests()(context) == (wanted, {})
+
+
+@pytest.mark.parametrize(
+    ("jobs", "wanted"), [([], 2), ([0, 0], 0), ([1], 1), ([7, 9], 3), ([12, 12], 3), ([13], 4)]
+)
+def test_replicas_are_wanted_for_every_job_that_waits_or_runs(
+    jobs: list[float], wanted: int
+) -> None:
+    stats = {"jobs": dict(enumerate(jobs))}
+    context = SimpleNamespace(aggregated_metrics=stats if jobs else {}, target_num_replicas=2)
+    assert FollowJobs(concurrency=4)(context) == (wanted, {})
 
 
 def test_live_replicas_cannot_scale_to_zero() -> None:

@@ -139,6 +139,13 @@ async def test_nobody_listening_is_an_attempt_that_failed(jobs: Jobs) -> None:
     assert job.webhook_attempts == 3
 
 
+async def test_a_name_that_cannot_be_looked_up_is_an_attempt_that_failed(jobs: Jobs) -> None:
+    for allow_private in (True, False):
+        jobs.webhooks = Webhooks(SECRET, timeout_s=1.0, allow_private=allow_private)
+        job = await deliver(jobs, f"http://{'a' * 64}.example/", "failed")
+        assert job.webhook_attempts == 3
+
+
 async def test_failed_and_cancelled_jobs_are_told_too(jobs: Jobs) -> None:
     async def fail(job: Job, data: bytes, progress: Progress) -> str:
         raise InvalidRequest("no such language")
