@@ -135,8 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
         keys = _key_file(config)
         service, dashboard = start(config, options.num_cpus)
-        # A service manager stops its children with SIGTERM: leave as on Ctrl-C, not as Ray does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # A service manager stops its children with SIGTERM: leave as on Ctrl-C, not as Ray does. A
+        # shell script starts those in its background deaf to SIGINT.
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(stop, signal.default_int_handler)
         sys.stdout.write(
             f"speechgraph is up after {time.monotonic() - started:.1f} s\n"
             f"  service    {service}  (API pages: {service}/docs)\n"
