@@ -28,7 +28,7 @@ SEGMENTATION_STEP = 0.2
 MIN_PAUSE_S = 0.2
 METHODS = ("centroid", "average")
 THRESHOLDS = tuple(np.arange(0.3, 1.25, 0.075).round(3).tolist())
-SMALLEST = (2, 3)
+SMALLEST = (2, 4, 8, 12)
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ def by_pipeline(pipeline: Any) -> Diarize:
 def tuned(pipeline: Any, tried: list[Trial]) -> dict[str, Any]:
     """The clustering with the lowest error on ``tried``, speakers unknown.
 
-    Of settings that tie within a tenth of a point the middle threshold is taken.
+    Of settings that tie within a tenth of a point the one that takes most for a speaker is taken,
+    as a stray window is none, and the middle threshold of those.
     """
     files = {
         id(trial.samples): {
@@ -82,10 +83,11 @@ def tuned(pipeline: Any, tried: list[Trial]) -> dict[str, Any]:
         logger.info("%s DER %.2f %%", choice, 100 * scored[-1][0])
     best = min(error for error, _ in scored)
     ties = [choice for error, choice in scored if error <= best + 0.001]
+    strict = max(ties, key=lambda choice: int(choice["min_cluster_size"]))
     kin = [
         choice
         for choice in ties
-        if all(choice[key] == ties[0][key] for key in ("method", "min_cluster_size"))
+        if all(choice[key] == strict[key] for key in ("method", "min_cluster_size"))
     ]
     return kin[len(kin) // 2]
 
