@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 BEATS_PER_LEASE = 5
 """A worker may miss this many heartbeats before its job is taken from it."""
-MAX_BEAT_S = 2.0
+MAX_BEAT_S = 1.0
 """Longest until a worker hears that its job was cancelled."""
 BUSY_PAUSE_S = 10.0
 """Wait of a job that met a full queue."""
