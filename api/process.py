@@ -13,9 +13,10 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from api.errors import Problem, Say, family_problem, responses, say_detail
-from api.fetch import MAX_URL_CHARS, Fetcher
+from api.fetch import Fetcher
 from api.service import SpeechService
 from api.v1_request import IdempotencyKey, ProcessRequest, ProcessRequestText
+from speech.addresses import MAX_URL_CHARS
 from speech.errors import EmptyAudio, InvalidRequest, NotEnabled
 from speech.jobs import Job, JobDesk, State
 from speech.transcript import Segment, Transcript

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from api.errors import STATUS
-from api.fetch import MAX_REDIRECTS, MAX_URL_CHARS, Address, Fetcher, is_public
+from api.fetch import MAX_REDIRECTS, Fetcher
+from speech.addresses import MAX_URL_CHARS, Address, is_public
 from speech.errors import AudioTooLarge, FetchFailed, InvalidRequest
 from tests.unit.fake_service import FakeService, app_of, client_of
 

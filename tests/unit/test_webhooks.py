@@ -13,8 +13,9 @@ import pytest
 from openai import OpenAI
 from pydantic_core import from_json
 
-from engines.addresses import PublicOnly, check_url, is_public
+from engines.addresses import PublicOnly, check_url
 from engines.webhooks import Webhooks, signature
+from speech.addresses import is_public
 from speech.errors import InvalidRequest
 from speech.job_worker import Progress
 from speech.jobs import Job
