@@ -20,7 +20,7 @@ from speech.endpointing import EndpointOptions
 from speech.errors import InvalidRequest, Overloaded, SpeechError
 from speech.events import Event
 from speech.intake import intake
-from speech.ports import TranscribeOptions
+from speech.ports import MAX_HOTWORDS, TranscribeOptions
 from speech.session import LiveSession, PcmFormat, SessionOptions
 from speech.transcript import Word
 
@@ -102,7 +102,7 @@ class Start(_Frame):
     endpointing: Endpointing = Endpointing()
     emotion: bool = False
     speaker: bool = False
-    hotwords: str | None = Field(None, max_length=5000)
+    hotwords: str | None = Field(None, max_length=MAX_HOTWORDS)
     initial_prompt: str | None = Field(None, max_length=10_000)
     resume: Resume | None = None
 

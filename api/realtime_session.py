@@ -15,7 +15,7 @@ from api.streams import LiveStreams
 from speech.endpointing import EndpointOptions
 from speech.errors import ModelNotFound
 from speech.intake import Intake, PcmEncoding, PcmIntake
-from speech.ports import TranscribeOptions
+from speech.ports import MAX_HOTWORDS, TranscribeOptions
 from speech.session import PcmFormat, SessionOptions
 
 LOGPROBS = "item.input_audio_transcription.logprobs"
@@ -238,7 +238,7 @@ class Settings:
             endpointing=turns.endpointing() if turns else COMMITTED_BY_CLIENT,
             transcribe=TranscribeOptions(
                 language=languages[0].lower() if len(languages) == 1 else None,
-                hotwords=", ".join(phrases)[:5000] or None,
+                hotwords=", ".join(phrases)[:MAX_HOTWORDS] or None,
                 initial_prompt=(wanted.prompt or None) if whisper else None,
             ),
             pcm=self.format.pcm,

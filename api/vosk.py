@@ -22,7 +22,7 @@ from speech.endpointing import EndpointOptions
 from speech.errors import InvalidRequest, SpeechError
 from speech.events import Event
 from speech.intake import intake
-from speech.ports import TranscribeOptions
+from speech.ports import MAX_HOTWORDS, TranscribeOptions
 from speech.session import LiveSession, SessionOptions
 from speech.transcript import Word
 
@@ -368,7 +368,7 @@ def _phrases(config: Config) -> str | None:
         except ValueError:
             given = [given]
     phrases = (str(phrase) for phrase in given or () if phrase != "[unk]")
-    return ", ".join(phrases)[:5000] if given else None
+    return ", ".join(phrases)[:MAX_HOTWORDS] if given else None
 
 
 def _word(word: Word) -> dict[str, Any]:

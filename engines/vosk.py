@@ -25,7 +25,7 @@ from speech.errors import (
     InvalidRequest,
     SpeechError,
 )
-from speech.ports import TranscribeOptions
+from speech.ports import MAX_HOTWORDS, TranscribeOptions
 from speech.segmentation import Region, speech_regions, utterances
 from speech.transcript import Recognition, Segment, Word
 
@@ -38,8 +38,6 @@ _HONOURED = {
     "vad_filter",  # this family never decodes silence
 }
 _MAX_BATCH = 64
-_MAX_HOTWORDS = 5000
-"""Characters; the time that sherpa-onnx takes to cut them into pieces grows with their square."""
 _SHORTEST = SAMPLE_RATE // 2
 """Samples; shorter utterances are filled up with silence, the convolutions need some width."""
 TAIL = np.zeros(round(0.66 * SAMPLE_RATE), np.float32)
@@ -245,8 +243,8 @@ class _Growing:
 
 def check_hotwords(hotwords: str | None) -> None:
     """Raises InvalidRequest for more hotwords than are taken."""
-    if len(hotwords or "") > _MAX_HOTWORDS:
-        raise InvalidRequest(f"hotwords must have at most {_MAX_HOTWORDS} characters")
+    if len(hotwords or "") > MAX_HOTWORDS:
+        raise InvalidRequest(f"hotwords must have at most {MAX_HOTWORDS} characters")
 
 
 def hotword_phrases(hotwords: str | None) -> str | None:

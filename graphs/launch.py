@@ -46,8 +46,11 @@ PROCESSES = 9
 """Serve's controller and proxy, and one replica of each of the seven deployments."""
 
 
-def start(config: dict[str, Any], num_cpus: int) -> tuple[str, str]:
-    """Start Ray and run a validated config; the addresses of the service and the dashboard."""
+def start(config: dict[str, Any], args: SpeechArgs, num_cpus: int) -> tuple[str, str]:
+    """Start Ray and run a validated config; the addresses of the service and the dashboard.
+
+    ``args`` are those of its one application.
+    """
     context = ray.init(
         address="local",  # never join a cluster that happens to run here
         num_cpus=num_cpus,
@@ -71,7 +74,7 @@ def start(config: dict[str, Any], num_cpus: int) -> tuple[str, str]:
     )
     serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logging_config)
     serve.run(
-        build(SpeechArgs(**application["args"])),
+        build(args),
         name=application["name"],
         route_prefix=application["route_prefix"],
         logging_config=logging_config,
@@ -80,9 +83,8 @@ def start(config: dict[str, Any], num_cpus: int) -> tuple[str, str]:
     return f"http://{host}:{http['port']}", f"http://{context.dashboard_url}"
 
 
-def _key_file(config: dict[str, Any]) -> str:
+def _key_file(keys_file: str | None) -> str:
     """Where the keys of the service are, made with the first one if need be; "" for no keys."""
-    keys_file = SpeechArgs(**config["applications"][0]["args"]).ingress.keys_file
     if keys_file is None:
         return ""
     path = REPOSITORY_ROOT / keys_file
@@ -133,8 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-        keys = _key_file(config)
-        service, dashboard = start(config, options.num_cpus)
+        args = SpeechArgs(**config["applications"][0]["args"])
+        keys = _key_file(args.ingress.keys_file)
+        service, dashboard = start(config, args, options.num_cpus)
         # A service manager stops its children with SIGTERM: leave as on Ctrl-C, not as Ray does. A
         # shell script starts those in its background deaf to SIGINT.
         for stop in (signal.SIGTERM, signal.SIGINT):

@@ -16,6 +16,8 @@ from speech.audio import Samples
 from speech.errors import InvalidRequest
 from speech.transcript import Diarization, Recognition, Scores, Span, Word
 
+MAX_HOTWORDS = 5000
+"""Characters; the time that sherpa-onnx takes to cut them into pieces grows with their square."""
 DEFAULT_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
 APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"

@@ -3,25 +3,17 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.e2e.launched import eventually, launched
+
 pytestmark = pytest.mark.timeout(900)
-
-
-def eventually(condition: Callable[[], bool], within_s: float = 120) -> None:
-    """Wait for a state that the service must reach by itself."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the service did not get there"
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +47,8 @@ def test_make_demo_prints_both_dialogues_with_speakers_and_emotions(clone: Path)
 @pytest.fixture(scope="module")
 def serving(repository: Path) -> Iterator[dict[str, str]]:
     """`make serve`, running; the addresses it printed."""
-    process = subprocess.Popen(
-        ["make", "serve"],
-        cwd=repository,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    addresses: dict[str, str] = {}
-    assert process.stdout is not None
-    for line in process.stdout:
-        if found := re.match(r"\s+(service|dashboard)\s+(http://\S+)", line):
-            addresses[found[1]] = found[2]
-        if len(addresses) == 2:
-            break
-    yield addresses
-    os.killpg(process.pid, signal.SIGINT)
-    process.wait(60)
+    with launched(["make", "serve"], repository) as addresses:
+        yield addresses
 
 
 def test_make_serve_prints_the_service_and_the_dashboard(serving: dict[str, str]) -> None:

@@ -5,9 +5,7 @@ sends anything. The nearest line that it accepts has the same JSON in a part of 
 """
 
 import json
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +19,7 @@ import pytest
 
 from speech.audio import SAMPLE_RATE
 from speech.decoding import decode
+from tests.e2e.launched import launched
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -55,23 +54,10 @@ def serving(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         port = probe.getsockname()[1]
     file = tmp_path_factory.mktemp("old") / ".env"
     file.write_text(f"HOST=127.0.0.1\nPORT={port}\nLOG_LEVEL=warning\n", encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "graphs.launch", "configs/demo.yaml"],
-        cwd=repository,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "SPEECHGRAPH_LEGACY_ENV": str(file)},
-    )
-    assert process.stdout is not None
-    try:
-        found = (re.match(r"\s+service\s+(http://\S+)", line) for line in process.stdout)
-        url = next(match[1] for match in found if match)
-        assert url == f"http://127.0.0.1:{port}"
-        yield url
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(60)
+    command = [sys.executable, "-m", "graphs.launch", "configs/demo.yaml"]
+    with launched(command, repository, {"SPEECHGRAPH_LEGACY_ENV": str(file)}) as addresses:
+        assert addresses["service"] == f"http://127.0.0.1:{port}"
+        yield addresses["service"]
 
 
 @pytest.fixture(scope="module")

@@ -21,19 +21,12 @@ import yaml
 from engines.job_audio import JobAudio
 from engines.job_store import SqlJobStore
 from speech.jobs import JobBounds, JobDesk
+from tests.e2e.launched import eventually
 
 JOBS = 100
 WORKERS = 3
 PAUSE_S = 2.0
 """Longer than the lease of a worker."""
-
-
-def eventually(condition: Callable[[], bool], within_s: float = 120) -> None:
-    """Wait for a state that must be reached by itself."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not get there"
-        time.sleep(0.1)
 
 
 # ---------------------------------------------------------------- chaos

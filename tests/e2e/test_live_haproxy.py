@@ -2,10 +2,6 @@
 
 import asyncio
 import json
-import os
-import re
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from clients.live import LiveSession
+from tests.e2e.launched import launched
 from tests.unit.heldout import clips
 
 pytestmark = pytest.mark.timeout(600)
@@ -55,21 +52,9 @@ def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     }
     path = tmp_path_factory.mktemp("config") / "live.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "graphs.launch", str(path)],
-        cwd=repository,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, **ENVIRONMENT},
-    )
-    assert process.stdout is not None
-    try:
-        found = (re.match(r"\s+service\s+(http://\S+)", line) for line in process.stdout)
-        yield next(match[1] for match in found if match)
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(60)
+    command = [sys.executable, "-m", "graphs.launch", str(path)]
+    with launched(command, repository, ENVIRONMENT) as addresses:
+        yield addresses["service"]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import pytest
 import soxr
@@ -24,7 +23,7 @@ from graphs.speech import build
 from speech.audio import SAMPLE_RATE, Samples
 from tests.integration.conftest import Service
 from tests.integration.test_faults import eventually, replica_pids
-from tests.unit.heldout import clips, load
+from tests.unit.heldout import clips, load, wer
 
 FRAME = SAMPLE_RATE // 10 * 2
 """Bytes of 0.1 s."""
@@ -49,14 +48,6 @@ def pcm(samples: Samples, rate: int = SAMPLE_RATE) -> bytes:
     """PCM16 at a rate."""
     heard = soxr.resample(samples, SAMPLE_RATE, rate) if rate != SAMPLE_RATE else samples
     return (np.clip(heard, -1, 1) * 32767).astype("<i2").tobytes()
-
-
-def wer(said: str, heard: str) -> float:
-    def plain(text: str) -> str:
-        kept = "".join(c if c.isalnum() or c.isspace() else " " for c in text.lower())
-        return " ".join(kept.replace("ё", "е").split())
-
-    return float(jiwer.wer(plain(said), plain(heard)))
 
 
 @pytest.fixture(scope="module")

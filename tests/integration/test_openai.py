@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+
+from tests.unit.heldout import plain, wer
 
 WHISPER = "whisper-1"
 
@@ -18,11 +19,6 @@ WHISPER = "whisper-1"
 def client(demo: str) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{demo}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-def plain(text: str) -> str:
-    kept = "".join(c if c.isalnum() else " " for c in text.lower().replace("ё", "е"))
-    return " ".join(kept.split())
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +43,7 @@ def test_the_words_of_a_dialogue(client: OpenAI, demo_audio, said, language: str
         response_format="verbose_json",
         timestamp_granularities=["word", "segment"],
     )
-    assert jiwer.wer(said[language], plain(answer.text)) < 0.15
+    assert wer(said[language], answer.text) < 0.15
     assert answer.language == language
     starts = [word.start for word in answer.words]
     assert starts == sorted(starts)
@@ -75,7 +71,7 @@ def test_a_stream_tells_the_text_piece_by_piece(client: OpenAI, demo_audio, said
     assert events[-1] is done
     assert len(deltas) > 1
     assert plain("".join(deltas)) == plain(done.text)
-    assert jiwer.wer(said["en"], plain(done.text)) < 0.15
+    assert wer(said["en"], done.text) < 0.15
 
 
 def test_who_said_what(client: OpenAI, demo_audio) -> None:
@@ -100,7 +96,7 @@ async def test_many_requests_at_once_of_the_asynchronous_client(
         ]
         answers = await asyncio.gather(*calls)
     assert len({answer.text for answer in answers}) == 1
-    assert jiwer.wer(said["en"], plain(answers[0].text)) < 0.25
+    assert wer(said["en"], answers[0].text) < 0.25
 
 
 def test_errors_are_those_that_the_client_knows(client: OpenAI, demo_audio) -> None:

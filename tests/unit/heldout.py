@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import jiwer
 import numpy as np
 
 from speech.audio import SAMPLE_RATE, Samples
@@ -49,6 +50,17 @@ def conversation(of: list[Clip], seconds: float, pause_s: float = 1.0) -> Sample
     once = [x for c in of for x in (c.samples, np.zeros(round(pause_s * SAMPLE_RATE), np.float32))]
     joined = np.concatenate(once)
     return np.tile(joined, int(np.ceil(seconds * SAMPLE_RATE / len(joined))))
+
+
+def plain(text: str) -> str:
+    """Words as they are compared: lower case, without punctuation, е for ё."""
+    kept = "".join(c if c.isalnum() else " " for c in text.lower().replace("ё", "е"))
+    return " ".join(kept.split())
+
+
+def wer(said: str, heard: str) -> float:
+    """Word error rate."""
+    return float(jiwer.wer(plain(said), plain(heard)))
 
 
 def _of(read: list[dict[str, str]], language: str) -> list[dict]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import jiwer
 import numpy as np
 import openai.types.realtime as rt
 import pytest
@@ -25,7 +24,7 @@ from api import realtime as realtime_module
 from api.realtime_session import BetaSessionUpdate, SessionUpdate
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed
-from tests.unit.heldout import clips, conversation
+from tests.unit.heldout import clips, conversation, wer
 from tests.unit.live_service import (
     STREAMING,
     UTTERANCES,
@@ -783,11 +782,7 @@ def spoken(demo_audio: Path) -> list[Any]:
 
 
 def errors(said: list[Any], heard: list[str]) -> float:
-    def plain(text: str) -> str:
-        kept = "".join(c if c.isalnum() else " " for c in text.lower().replace("ё", "е"))
-        return " ".join(kept.split())
-
-    return float(jiwer.wer(plain(" ".join(c.text for c in said)), plain(" ".join(heard))))
+    return wer(" ".join(c.text for c in said), " ".join(heard))
 
 
 def telephone(samples: Samples, codec: str) -> bytes:
