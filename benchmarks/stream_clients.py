@@ -48,8 +48,8 @@ class Track:
 
     @staticmethod
     @cache
-    def of_heldout() -> "Track":
-        """The held-out clips of the demo, Russian and English in turn; about four minutes."""
+    def of_heldout(gap_s: float = GAP_S) -> "Track":
+        """The held-out clips of the demo, Russian and English in turn; some three minutes."""
         lines = (HELDOUT / "reference.jsonl").read_text(encoding="utf-8").splitlines()
         clips = sorted(map(json.loads, lines), key=lambda clip: clip["file"][3:])
         pieces, words, onsets, at = [], [], [], 0
@@ -57,7 +57,7 @@ class Track:
             begin = at / RATE
             words += [(_plain(w["word"]), begin + w["end"]) for w in clip["words"]]
             onsets.append(begin + clip["words"][0]["start"])
-            pieces += [_decoded(HELDOUT / clip["file"]), np.zeros(round(GAP_S * RATE), np.int16)]
+            pieces += [_decoded(HELDOUT / clip["file"]), np.zeros(round(gap_s * RATE), np.int16)]
             at += sum(len(piece) for piece in pieces[-2:])
         at -= at % _FRAME
         return Track(np.concatenate(pieces)[:at], tuple(words), tuple(onsets))
@@ -66,6 +66,14 @@ class Track:
     def seconds(self) -> float:
         """Length of the loop."""
         return len(self.pcm) / RATE
+
+    @property
+    def spoken_share(self) -> float:
+        """Of the loop, from the first word of each sentence to its last."""
+        ends = [end for _, end in self.words]
+        later = (*self.onsets[1:], math.inf)
+        last = [max(end for end in ends if end < onset) for onset in later]
+        return sum(last) / self.seconds - sum(self.onsets) / self.seconds
 
     def samples(self, seconds: float, offset: float = 0.0) -> NDArray[np.int16]:
         """What is heard from ``offset`` on."""
@@ -277,6 +285,7 @@ class Options:
     steady: tuple[float, float]
     window_s: float = 0.32
     shift_s: float = 0.16
+    gap_s: float = GAP_S
 
     @property
     def frames(self) -> int:
@@ -309,12 +318,12 @@ class _Stream(asyncio.Protocol):
         self._start = start
         self._heard = heard
         self._loop = asyncio.get_running_loop()
-        track = Track.of_heldout()
+        track = Track.of_heldout(options.gap_s)
         # The golden ratio spreads any number of them evenly over the track.
         offset = number * 0.6180339887 % 1 * track.seconds // FRAME_S * FRAME_S
         self._dialect = DIALECTS[options.dialect](options)
         kind = np.float32 if self._dialect.floats else np.int16
-        self._audio = _audio(kind)
+        self._audio = _audio(kind, options.gap_s)
         self._at = round(offset / FRAME_S)
         self._reference = track.words_from(offset)
         self._expected: list[tuple[str, float]] = []
@@ -472,9 +481,9 @@ class _Stream(asyncio.Protocol):
 
 
 @cache
-def _audio(kind: type[np.float32] | type[np.int16]) -> tuple[bytes, ...]:
+def _audio(kind: type[np.float32] | type[np.int16], gap_s: float) -> tuple[bytes, ...]:
     """The track in frames."""
-    pcm: NDArray[Any] = Track.of_heldout().pcm
+    pcm: NDArray[Any] = Track.of_heldout(gap_s).pcm
     if kind is np.float32:
         pcm = pcm.astype(np.float32) / np.float32(32768)
     return tuple(pcm[first : first + _FRAME].tobytes() for first in range(0, len(pcm), _FRAME))
@@ -508,10 +517,10 @@ async def _all(options: Options) -> Heard:
     return heard
 
 
-def prepare() -> None:
+def prepare(gap_s: float) -> None:
     """Decode the audio before anything is measured."""
     for kind in (np.int16, np.float32):
-        _audio(kind)
+        _audio(kind, gap_s)
 
 
 def speak(options: Options) -> Heard:

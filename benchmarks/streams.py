@@ -25,7 +25,10 @@ streams run:
 - *CPU per stream*: processor time of the server's process tree ÷ wall time ÷ streams, in percent of
   a core; the clients' own is told beside it, for they take it from the same machine;
 - *ceiling*: streams that the bare engine decodes in real time, in as many processes as there are
-  cores, all at once, of the same audio without a pause, in the batch that suits it best.
+  cores, all at once, of the same sentences without a pause, one by one (the cores ÷ its real-time
+  factor) and in the batch that suits it best.
+
+``--gap-s 3`` makes the audio like one side of a call, which is silent for more than half of it.
 
 The untrained model of ``--model full`` (see ``full_size.py``) says words that nobody spoke: there
 *word* and *first* are left out.
@@ -54,7 +57,7 @@ import yaml
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from benchmarks.stream_clients import DIALECTS, RATE, Heard, Options, Track, prepare, speak
+from benchmarks.stream_clients import DIALECTS, GAP_S, RATE, Heard, Options, Track, prepare, speak
 from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT, Catalogue, ModelEntry
 
 CORES = os.cpu_count() or 1
@@ -265,8 +268,8 @@ def decode(entry_json: str, streams: int, start: float) -> float:
     return heard * streams * STEP_S / spent
 
 
-def ceiling(entry: ModelEntry) -> float:
-    """Streams that this machine could decode in real time if it did nothing else."""
+def ceiling(entry: ModelEntry) -> tuple[float, float]:
+    """Streams that this machine could decode if it did nothing else, one by one and at best."""
     rates = {}
     with _pool(CORES) as pool:
         for streams in (1, *BATCHES):  # the first loads the model
@@ -282,7 +285,7 @@ def ceiling(entry: ModelEntry) -> float:
         f"(by batch {told})",
         flush=True,
     )
-    return rates[best]
+    return rates[1], rates[best]
 
 
 # The load
@@ -301,6 +304,7 @@ class Load:
     seconds: float
     window_s: float
     shift_s: float
+    gap_s: float
 
 
 def plans(load: Load, numbers: Sequence[int], seconds: float) -> list[Options]:
@@ -317,6 +321,7 @@ def plans(load: Load, numbers: Sequence[int], seconds: float) -> list[Options]:
         steady=(settled, settled + seconds),
         window_s=load.window_s,
         shift_s=load.shift_s,
+        gap_s=load.gap_s,
     )
     starts = [begin + place / STARTS_PER_S for place in range(len(numbers))]
     every = load.processes
@@ -474,21 +479,27 @@ def main() -> None:
     parser.add_argument("--refusals", action="store_true", help="measure instead of searching")
     parser.add_argument("--window-s", type=float, default=0.335, help="heard by a first chunk")
     parser.add_argument("--shift-s", type=float, default=0.16, help="heard by each chunk more")
+    parser.add_argument("--gap-s", type=float, default=GAP_S, help="of silence between sentences")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the graph as well
-    print(f"load of the machine before: {os.getloadavg()[0]:.1f}")
+    print(
+        f"load of the machine before: {os.getloadavg()[0]:.1f}; "
+        f"{Track.of_heldout(arguments.gap_s).spoken_share:.0%} of the audio is spoken"
+    )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         models = catalogue_with(folder) if arguments.model == "full" else CATALOGUE_PATH
         entry = Catalogue.load(models).find(MODELS[arguments.model])
         assert entry is not None
         searches = arguments.minutes is None and not arguments.refusals
-        limit = ceiling(entry) if searches else math.nan
+        alone, best = ceiling(entry) if searches else (math.nan, math.nan)
         url, root = arguments.url, arguments.pid
         if url is None:
             graph = launched(config(arguments, models), folder, arguments.haproxy)
             url, root = stack.enter_context(graph)
-        pool = stack.enter_context(_pool(arguments.clients + 1, initializer=prepare))
+        pool = stack.enter_context(
+            _pool(arguments.clients + 1, initializer=prepare, initargs=(arguments.gap_s,))
+        )
         load = Load(
             url,
             arguments.dialect,
@@ -499,6 +510,7 @@ def main() -> None:
             arguments.seconds,
             arguments.window_s,
             arguments.shift_s,
+            arguments.gap_s,
         )
         probe(load, min(4 * CORES, arguments.most), 3.0)  # loads the models
         if arguments.minutes is not None:
@@ -509,7 +521,10 @@ def main() -> None:
             return
         print(HEADER, flush=True)
         streams = largest(load, arguments.first, arguments.most)
-        print(f"{streams} streams, {streams / limit:.2f} of the ceiling")
+        print(
+            f"{streams} streams, {streams / alone:.2f} of the ceiling one by one, "
+            f"{streams / best:.2f} of that in the best batch"
+        )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import os
 import random
 import sys
 import wave
@@ -487,8 +488,13 @@ def line(event: Event) -> str:
 
 async def _stream(arguments: argparse.Namespace) -> None:
     rate, audio = read_audio(arguments.file, arguments.rate)
+    key = os.environ.get("SPEECHGRAPH_KEY")
     async with LiveSession(
-        arguments.url, model=arguments.model, language=arguments.language, sample_rate=rate
+        arguments.url,
+        model=arguments.model,
+        language=arguments.language,
+        sample_rate=rate,
+        headers={"X-API-Key": key} if key else None,
     ) as session:
         feeding = asyncio.create_task(_feed(session, audio, rate, arguments.speed == "realtime"))
         try:
@@ -507,7 +513,10 @@ async def _stream(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Send one recording, or what comes through a pipe, and print what was said."""
+    """Send one recording, or what comes through a pipe, and print what was said.
+
+    A service that asks for an API key gets that in the environment's SPEECHGRAPH_KEY.
+    """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("file", help="a sound file, or - for standard input")
     parser.add_argument("--url", default=URL)

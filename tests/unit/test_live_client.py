@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import os
 import sys
 import wave
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -81,6 +82,7 @@ class Scripted:
         self.keeps = keeps
         self.closes_with = closes_with
         self.refuses: list[Response] = []
+        self.key: str | None = None
         self.says_done = False
         self.utterance_s = 1.0
         self.works = asyncio.Event()
@@ -102,7 +104,9 @@ class Scripted:
         fields = Headers({name.replace("_", "-"): value for name, value in headers.items()})
         self.refuses.append(Response(status, status.phrase, fields, text.encode()))
 
-    async def admit(self, _: ServerConnection, __: Request) -> Response | None:
+    async def admit(self, _: ServerConnection, request: Request) -> Response | None:
+        if request.headers.get("X-API-Key") != self.key:
+            self.refuse(HTTPStatus.FORBIDDEN, "no such key")
         return self.refuses.pop(0) if self.refuses else None
 
     async def __call__(self, socket: ServerConnection) -> None:
@@ -513,7 +517,9 @@ def test_a_line_says_who_and_how() -> None:
     assert line(final) == "    1.25     2.50  S1  angry  Hello"
 
 
-async def command_line(server: Scripted, *arguments: str, audio: bytes | None = None) -> str:
+async def command_line(
+    server: Scripted, *arguments: str, audio: bytes | None = None, key: str = ""
+) -> str:
     """What the command prints."""
     async with serving(server) as url, asyncio.timeout(WAIT_S):
         process = await asyncio.create_subprocess_exec(
@@ -526,6 +532,7 @@ async def command_line(server: Scripted, *arguments: str, audio: bytes | None = 
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "SPEECHGRAPH_KEY": key},
         )
         try:
             out, _ = await process.communicate(audio)
@@ -567,3 +574,10 @@ async def test_the_command_reads_other_files(tmp_path: Path) -> None:
     out = await command_line(server, str(path))
     assert [row.split()[:2] for row in out.splitlines()] == [["0.00", "1.00"], ["1.00", "1.50"]]
     assert server.starts[0]["sample_rate"] == 16_000
+
+
+async def test_the_command_sends_the_key_of_the_environment() -> None:
+    server = Scripted()
+    server.key = "0123abcd"
+    out = await command_line(server, "-", "--rate", str(RATE), audio=ramp(1.0), key=server.key)
+    assert out.split()[-1] == "0-999"
