@@ -7,6 +7,7 @@ times as fast; ``benchmarks/silero.py`` compares them.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,12 @@ class Silero:
             memory = Memory(*remembered)
             heard.append(probabilities.reshape(-1, streams))
         return np.concatenate(heard), memory
+
+
+@cache
+def shared() -> Silero:
+    """The network, loaded once in a process. Raises ModelUnavailable."""
+    return Silero()
 
 
 def _published() -> Path:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from engines import silero
 from engines.batching import MicroBatcher
 from engines.silero import CONTEXT_SAMPLES, Memory, Silero
 from speech.audio import SAMPLE_RATE, Samples
@@ -22,7 +23,7 @@ class SileroVad:
 
     def __init__(self) -> None:
         """Raises ModelUnavailable."""
-        self._network = Silero()
+        self._network = silero.shared()
 
     def probabilities(self, samples: Samples) -> NDArray[np.float32]:
         """Probability of speech in each window of 512 samples, float32 [windows].
@@ -63,7 +64,6 @@ class StreamingSilero:
     """:class:`SileroVad` for many live streams: the same probabilities, however audio comes."""
 
     def __init__(self) -> None:
-        self._network: Silero | None = None
         self._batcher: MicroBatcher[_Windows, NDArray[np.float32]] = MicroBatcher(
             self._listen, max_batch=_AT_ONCE, tick_s=_TICK_S
         )
@@ -78,15 +78,14 @@ class StreamingSilero:
 
     def _listen(self, batch: Sequence[_Windows]) -> list[NDArray[np.float32] | Exception]:
         """Streams with as many windows as each other are heard together, and fail together."""
-        if self._network is None:
-            self._network = Silero()  # here, as it takes a while
+        network = silero.shared()  # not before: it takes a while to load, and here is a thread
         found: dict[int, NDArray[np.float32] | Exception] = {}
         alike: dict[int, list[int]] = {}
         for number, (_, windows) in enumerate(batch):
             alike.setdefault(len(windows), []).append(number)
         for numbers in alike.values():
             try:
-                heard = _hear(self._network, [batch[number] for number in numbers])
+                heard = _hear(network, [batch[number] for number in numbers])
                 found.update(zip(numbers, heard, strict=True))
             except Exception as error:
                 failed = EngineFailed(f"voice activity detection failed: {error}")

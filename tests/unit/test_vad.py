@@ -79,7 +79,7 @@ def test_the_network_hears_what_the_published_one_hears(vad: SileroVad, spoken: 
 def test_a_missing_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silero, "find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="faster-whisper"):
-        SileroVad()
+        silero.Silero()
 
 
 def test_every_call_starts_from_silence(vad: SileroVad, spoken: list[Clip]) -> None:
