@@ -10,6 +10,7 @@ from api.errors import Problem
 
 _STATUS = {415: 400, 422: 400}
 """OpenAI has one status for all that is wrong with a request but its size."""
+_STATUS_OF_CODE = {"model_not_found": 404, "invalid_api_key": 401}
 _CODES = {"missing": "missing_required_parameter"}
 _ONE_KEY_CODE = {"missing_api_key": "invalid_api_key"}
 
@@ -68,9 +69,9 @@ def error_object(problem: Problem) -> ErrorObject:
 
 def say_error(problem: Problem) -> Response:
     """The answer to a problem on OpenAI's routes."""
-    status = 404 if problem.code == "model_not_found" else _STATUS.get(problem.status)
+    status = _STATUS_OF_CODE.get(problem.code) or _STATUS.get(problem.status, problem.status)
     body: OpenAIErrorBody = {"error": error_object(problem)}
-    return JSONResponse(body, status or problem.status, headers=problem.headers)
+    return JSONResponse(body, status, headers=problem.headers)
 
 
 def _type(status: int) -> str:

@@ -318,9 +318,9 @@ async def test_the_asr_server_says_it_in_its_own_words(client, method: str, path
 
 
 async def test_openai_says_it_as_an_error_object(client) -> None:
-    for headers, status in (({}, 401), ({"Authorization": "Bearer wrong"}, 403)):
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
         answer = await client.post("/v1/audio/transcriptions", headers=headers)
-        assert answer.status_code == status
+        assert answer.status_code == 401
         error = answer.json()["error"]
         assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
 
@@ -340,7 +340,7 @@ async def test_the_client_of_openai_knows_what_is_meant(
             assert limited.value.code == "rate_limit_exceeded"
             assert int(limited.value.response.headers["retry-after"]) >= 1
         async with AsyncOpenAI(api_key="wrong", **base) as bad:
-            with pytest.raises(openai.PermissionDeniedError) as refused:
+            with pytest.raises(openai.AuthenticationError) as refused:
                 await bad.audio.transcriptions.create(file=file, model="whisper-1")
             assert refused.value.code == "invalid_api_key"
 
