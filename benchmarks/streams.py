@@ -153,7 +153,11 @@ def launched(config: Mapping[str, Any], folder: Path, haproxy: bool) -> Iterator
     """The URL and the process id of a graph that runs within the context."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    environment = {**os.environ, "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0"}
+    environment = {
+        **os.environ,
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # nobody balances the load here
+    }
     server = subprocess.Popen(
         [sys.executable, "-m", "graphs.launch", str(path)],
         cwd=REPOSITORY_ROOT,
