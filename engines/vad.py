@@ -45,7 +45,7 @@ _FRAME = SAMPLE_RATE // 100
 _SILENCE: Samples = np.zeros((1, CONTEXT_SAMPLES), np.float32)
 _TICK_S = 0.02
 """Streams whose audio comes within this time are heard together, once there are that many."""
-_AT_ONCE = 64
+_AT_ONCE = 256
 
 
 @dataclass(slots=True)
