@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import itertools
 import json
-import re
 from contextlib import asynccontextmanager
 
-import jiwer
 import numpy as np
 import pytest
 import soxr
@@ -18,7 +16,7 @@ from speech import sessions
 from speech.audio import SAMPLE_RATE
 from speech.endpointing import EndpointOptions
 from speech.errors import EngineFailed
-from tests.unit.heldout import clips, conversation
+from tests.unit.heldout import clips, conversation, wer
 from tests.unit.live_service import (
     STREAMING,
     UTTERANCES,
@@ -52,12 +50,8 @@ def speech(spoken):
     return conversation(spoken, seconds=1)
 
 
-def plain(text):
-    return re.sub(r"[^\w ]", "", text.lower().replace("ё", "е"))
-
-
 def errors(said, heard):
-    return jiwer.wer(plain(" ".join(clip.text for clip in said)), plain(" ".join(heard)))
+    return wer(" ".join(clip.text for clip in said), " ".join(heard))
 
 
 # The v1 stream, section D

@@ -3,9 +3,7 @@
 import asyncio
 import itertools
 import json
-import re
 
-import jiwer
 import numpy as np
 import pytest
 import soxr
@@ -13,7 +11,7 @@ import soxr
 from speech.audio import SAMPLE_RATE
 from speech.errors import EngineFailed
 from tests.unit.fake_service import client_of
-from tests.unit.heldout import clips, conversation
+from tests.unit.heldout import clips, conversation, plain, wer
 from tests.unit.live_service import (
     STREAMING,
     UTTERANCES,
@@ -77,12 +75,8 @@ def times(found):
     return [edge for word in found for edge in (word["start"], word["end"])]
 
 
-def plain(text):
-    return re.sub(r"[^\w ]", "", text.lower().replace("ё", "е"))
-
-
 def errors(said, heard):
-    return jiwer.wer(plain(" ".join(said)), plain(heard))
+    return wer(" ".join(said), heard)
 
 
 SILENT = {"silence": True, "data": "", "error": None, "last_message": False}
