@@ -13,7 +13,7 @@ import numpy as np
 from faster_whisper.vad import get_vad_model
 
 from benchmarks.stream_clients import Track
-from engines.silero import CONTEXT_SAMPLES, Memory, Silero
+from engines.silero import CONTEXT_SAMPLES, Silero, no_memory
 from speech.segmentation import WINDOW_SAMPLES
 
 STREAMS = (1, 8, 64)
@@ -38,14 +38,14 @@ def main() -> None:
     print("streams | published, µs a window | ours | ours ÷ published")
     for streams in STREAMS:
         windows = np.resize(speech, (WINDOWS, streams, size))
-        memory, alone = Memory.empty(streams), Memory.empty()
+        memory, alone = no_memory(streams), no_memory()
 
-        def one_by_one(windows: np.ndarray = windows, memory: Memory = alone) -> None:
+        def one_by_one(windows: np.ndarray = windows, memory: np.ndarray = alone) -> None:
             for stream in range(windows.shape[1]):
-                feeds = {"input": windows[:, stream], "h": memory.hidden, "c": memory.cell}
+                feeds = {"input": windows[:, stream], "h": memory[:1], "c": memory[1:]}
                 published.run(None, feeds)
 
-        def together(windows: np.ndarray = windows, memory: Memory = memory) -> None:
+        def together(windows: np.ndarray = windows, memory: np.ndarray = memory) -> None:
             ours.hear(windows, memory)
 
         rounds = [(seconds(one_by_one), seconds(together)) for _ in range(ROUNDS)]

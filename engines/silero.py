@@ -6,7 +6,6 @@ the same arithmetic with an axis for streams and the convolutions as matrix prod
 times as fast; ``benchmarks/silero.py`` compares them.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,17 +85,9 @@ silero (float[windows, 576] input, float[1, streams, 128] h, float[1, streams, 1
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What the network remembers of streams: two float32 [1, streams, 128]."""
-
-    hidden: Samples
-    cell: Samples
-
-    @staticmethod
-    def empty(streams: int = 1) -> "Memory":
-        """Of streams that have heard nothing."""
-        return Memory(*np.zeros((2, 1, streams, _MEMORY), np.float32))
+def no_memory(streams: int = 1) -> Samples:
+    """What is remembered of streams that have heard nothing, float32 [2, streams, 128]."""
+    return np.zeros((2, streams, _MEMORY), np.float32)
 
 
 class Silero:
@@ -116,11 +107,11 @@ class Silero:
         except Exception as error:
             raise ModelUnavailable(f"Silero's network does not load: {error}") from error
 
-    def hear(self, windows: Samples, memory: Memory) -> tuple[NDArray[np.float32], Memory]:
+    def hear(self, windows: Samples, memory: Samples) -> tuple[NDArray[np.float32], Samples]:
         """Probabilities of speech, float32 [windows, streams], and what is remembered then.
 
         ``windows`` are float32 [windows, streams, 64 + 512] at 16 kHz, each with the end of what
-        came before it.
+        came before it; ``memory`` is what the run before returned, or :func:`no_memory`.
         """
         streams = windows.shape[1]
         heard = [np.empty((0, streams), np.float32)]
@@ -131,12 +122,12 @@ class Silero:
                 None,
                 {
                     "input": piece.reshape(-1, CONTEXT_SAMPLES + WINDOW_SAMPLES),
-                    "h": memory.hidden,
-                    "c": memory.cell,
+                    "h": memory[:1],
+                    "c": memory[1:],
                     "shape": np.array([len(piece), streams, _MEMORY]),
                 },
             )
-            memory = Memory(*remembered)
+            memory = np.concatenate(remembered)
             heard.append(probabilities.reshape(-1, streams))
         return np.concatenate(heard), memory
 

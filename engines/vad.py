@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engines import silero
 from engines.batching import MicroBatcher
-from engines.silero import CONTEXT_SAMPLES, Memory, Silero
+from engines.silero import CONTEXT_SAMPLES, Silero
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed
 from speech.segmentation import WINDOW_SAMPLES, Region, SpeechOptions, speech_regions
@@ -31,7 +31,7 @@ class SileroVad:
         The last window is filled up with zeros. Each call starts from silence.
         """
         windows = np.pad(samples, (0, -len(samples) % WINDOW_SAMPLES)).reshape(-1, WINDOW_SAMPLES)
-        heard, _ = self._network.hear(_in_context(_SILENCE, windows)[:, None], Memory.empty())
+        heard, _ = self._network.hear(_in_context(_SILENCE, windows)[:, None], silero.no_memory())
         return heard[:, 0]
 
     def speech(self, samples: Samples, options: SpeechOptions | None = None) -> list[Region]:
@@ -52,7 +52,7 @@ _AT_ONCE = 256
 class _Hearing:
     """What is known of a stream: the network's memory of it, and the end of its last window."""
 
-    memory: Memory = field(default_factory=Memory.empty)
+    memory: Samples = field(default_factory=silero.no_memory)
     context: Samples = field(default_factory=lambda: _SILENCE)
 
 
@@ -97,15 +97,11 @@ def _hear(network: Silero, batch: Sequence[_Windows]) -> list[NDArray[np.float32
     hearings = [hearing for hearing, _ in batch]
     heard, memory = network.hear(
         np.stack([_in_context(hearing.context, windows) for hearing, windows in batch], axis=1),
-        Memory(
-            np.concatenate([hearing.memory.hidden for hearing in hearings], axis=1),
-            np.concatenate([hearing.memory.cell for hearing in hearings], axis=1),
-        ),
+        np.concatenate([hearing.memory for hearing in hearings], axis=1),
     )
     for number, (hearing, windows) in enumerate(batch):
-        one = slice(number, number + 1)
         # Copied: a view would keep what all the others were given too.
-        hearing.memory = Memory(memory.hidden[:, one].copy(), memory.cell[:, one].copy())
+        hearing.memory = memory[:, number : number + 1].copy()
         hearing.context = windows[-1:, -CONTEXT_SAMPLES:].copy()
     return list(heard.T)
 
