@@ -23,8 +23,9 @@ from speech.jobs import Job, Lease, Load, NewJob
 BUSY_TIMEOUT_MS = 10_000
 """How long a process waits for another one that writes to the same SQLite file."""
 POSTGRES_TIMEOUTS = {"connect_timeout": 5, "options": "-c statement_timeout=10s"}
-_STARTS = 5
-"""PostgreSQL may refuse to create what another process creates at the same moment."""
+_CREATION_LOCK = 0x73706A6F62  # "spjob"
+"""PostgreSQL's advisory lock of who creates the tables: IF NOT EXISTS alone fails in several ways
+when another process creates the same at the same moment."""
 
 _jobs = sa.Table(
     "speechgraph_jobs",
@@ -93,14 +94,12 @@ class SqlJobStore:
             *(CreateIndex(index, if_not_exists=True) for index in _INDEXES),
         )
         with self._connection() as connection:
-            for left in reversed(range(_STARTS)):
-                try:
-                    for statement in statements:
-                        connection.execute(statement)
-                    return
-                except IntegrityError:
-                    if not left:
-                        raise
+            if connection.dialect.name == "postgresql":
+                connection.execution_options(isolation_level="READ COMMITTED")
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
+            for statement in statements:
+                connection.execute(statement)
+            connection.commit()
 
     def close(self) -> None:
         """Close the connections; the store may not be used after."""
