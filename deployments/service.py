@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
@@ -118,11 +119,11 @@ class GraphService:
         return [entry for replicas in found for entries in replicas for entry in entries]
 
     async def _ask_all(self, family: Family, method: str) -> list[Any]:
-        """What every replica answers; nothing if one of them does not."""
+        """What every replica answers; nothing if one of them does not, or there is none."""
         try:
             async with asyncio.timeout(STATS_TIMEOUT_S):
                 return list(await self._handles[family].broadcast(method).results_async())
-        except (TimeoutError, RayError) as error:
+        except (TimeoutError, RayError, DeploymentUnavailableError) as error:
             logger.warning("no %s of %s: %s", method, family, error)
             return []
 

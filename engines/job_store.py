@@ -5,6 +5,7 @@ A lease is a token in the row: whoever writes names the token it was given, and 
 replaced meanwhile changes nothing. That alone makes a job end once.
 """
 
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -338,6 +339,19 @@ def _job(row: sa.Row[Any]) -> Job:
 def _prepare_sqlite(connection: Any, record: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _keep_wal(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
+
+
+def _keep_wal(cursor: sqlite3.Cursor) -> None:
+    """Turn the write-ahead log on; the busy timeout does not hold for that, so wait here."""
+    gives_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > gives_up_at:
+                raise
+            time.sleep(0.01)

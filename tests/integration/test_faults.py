@@ -79,6 +79,19 @@ def test_a_recogniser_killed_under_a_request_is_replaced_and_the_request_is_answ
     assert not before & replica_pids("speech", "Whisper")
 
 
+def test_the_models_are_listed_while_a_deployment_has_no_replica(demo: str) -> None:
+    before = replica_pids("speech", "Whisper")
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+
+    def listed() -> bool:
+        answer = httpx.get(f"{demo}/v1/models", timeout=30)
+        assert answer.status_code == 200, answer.text
+        return bool(replica_pids("speech", "Whisper") - before)
+
+    eventually(listed)
+
+
 def test_a_file_that_kills_the_decoder_is_refused_and_the_service_heals(
     demo: str, process: Process, dialogue: Path
 ) -> None:

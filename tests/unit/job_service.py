@@ -81,6 +81,6 @@ def jobs_in(
 ) -> Jobs:
     store = SqlJobStore(url or f"sqlite:///{directory / 'jobs.sqlite3'}")
     audio = JobAudio(str(directory / "audio"))
-    webhooks = Webhooks(SECRET, timeout_s=1.0, allow_private=True)
+    webhooks = Webhooks(SECRET, timeout_s=10.0, allow_private=True)
     bounds = JobBounds(max_queued, max_stored_bytes)
     return Jobs(store, audio, JobDesk(store, audio, bounds, webhooks.check), webhooks)
