@@ -5,12 +5,13 @@ v1 ``ProcessRequest``.
 """
 
 import json
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
 from starlette.websockets import WebSocket
 
 from api.sockets import Frame, Opening, code_of, converse
@@ -21,7 +22,8 @@ from speech.errors import InvalidRequest, Overloaded, SpeechError
 from speech.events import Event
 from speech.intake import intake
 from speech.ports import MAX_HOTWORDS, TranscribeOptions
-from speech.session import LiveSession, PcmFormat, SessionOptions
+from speech.session import Earlier, LiveSession, PcmFormat, SessionOptions
+from speech.speakers import MAX_SPEAKERS
 from speech.transcript import Word
 
 SAMPLE_RATE_V1 = 16_000
@@ -86,6 +88,12 @@ class Resume(_Frame):
     session: str = Field(pattern=r"^[0-9a-zA-Z_-]{1,64}$")
     seq: int = Field(ge=0, description="The last event received.")
     from_s: float = Field(ge=0, le=10**6, description="End of the last final received, seconds.")
+    utterances: int = Field(0, ge=0, description="How many finals were received.")
+    voices: Annotated[dict[str, Base64Bytes], Field(max_length=MAX_SPEAKERS)] = {}
+
+    def earlier(self) -> Earlier:
+        """The same for the session."""
+        return Earlier(self.from_s, self.seq, self.utterances, self.voices)
 
 
 class Start(_Frame):
@@ -172,8 +180,7 @@ class _Native:
             self._options(start),
             heard_by,
             session_id=resume.session if resume else None,
-            offset_s=resume.from_s if resume else 0.0,
-            first_seq=resume.seq + 1 if resume else 1,
+            earlier=resume.earlier() if resume else None,
         )
         seq = resume.seq if resume else 0
         return Opening(session, [self._ready(session, seq, resumed=False)], seq)
@@ -260,6 +267,7 @@ class _Native:
                     body["emotion"] = dict(event.emotion)
                 if event.speaker is not None:
                     body["speaker"] = event.speaker
+                    body["voice"] = b64encode(event.voice).decode()
         return [_json(**body)]
 
     def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:

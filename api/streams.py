@@ -9,7 +9,7 @@ from configs.catalogue import ModelEntry
 from configs.settings import SessionSettings
 from speech.errors import InvalidRequest, ModelNotFound, NotEnabled
 from speech.intake import Intake
-from speech.session import LivePorts, LiveSession, Pending, SessionLimits, SessionOptions
+from speech.session import Earlier, LivePorts, LiveSession, Pending, SessionLimits, SessionOptions
 from speech.sessions import Sessions
 
 
@@ -79,10 +79,9 @@ class LiveStreams:
         intake: Intake,
         *,
         session_id: str | None = None,
-        offset_s: float = 0.0,
-        first_seq: int = 1,
+        earlier: Earlier | None = None,
     ) -> LiveSession:
-        """A session that lives from now on. Raises Overloaded, NotEnabled."""
+        """A session that lives from now on. Raises Overloaded, NotEnabled, InvalidRequest."""
         if options.speakers and self.models.speaker is None:
             raise NotEnabled("This service runs no model that knows voices.")
         session = LiveSession(
@@ -91,8 +90,7 @@ class LiveStreams:
             self._ports,
             intake,
             self._limits,
-            offset_s=offset_s,
-            first_seq=first_seq,
+            earlier=earlier,
         )
         self.sessions.start(session)
         return session

@@ -154,6 +154,8 @@ class LiveSession:
         self._processed = self._furthest = 0
 
         self._seq = 0
+        self._utterances = 0
+        self._voices: dict[str, str] = {}
         self._events: deque[Event] = deque()
         self._said: Event = {}
         self._goodbye: Event | None = None
@@ -313,6 +315,9 @@ class LiveSession:
             self._seq = seq
         if kind == "final":
             self._final_end = max(self._final_end, round(event["end"] * self._rate))
+            self._utterances = event["utterance"] + 1
+            if "speaker" in event:
+                self._voices[event["speaker"]] = event["voice"]
             self._fruitless_drops = 0
             self._trim()
         elif kind == "partial" and self._events and self._events[-1]["type"] == "partial":
@@ -380,7 +385,13 @@ class LiveSession:
         start: Event = {"type": "start", **self._start}
         if self.id is not None:
             from_s = self._held_from / self._rate  # the end of the last final
-            start["resume"] = {"session": self.id, "seq": self._seq, "from_s": from_s}
+            start["resume"] = {
+                "session": self.id,
+                "seq": self._seq,
+                "from_s": from_s,
+                "utterances": self._utterances,
+                "voices": self._voices,
+            }
         await socket.send(json.dumps(start))
         self._said, self._goodbye = {}, None
         while True:

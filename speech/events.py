@@ -35,7 +35,8 @@ class Event:
     counts from 0; every utterance has exactly one final, whose ``text`` may be empty. ``lag_s`` is
     the time since the last sample that the event speaks of was received. ``start`` of a
     speech_start and ``end`` of a speech_end are those of the utterance, the other two are where
-    speech begins and ends. What is said of turns is described at :mod:`speech.turns`.
+    speech begins and ends. ``voice`` is what the ``speaker`` was like so far. What is said of
+    turns is described at :mod:`speech.turns`.
     """
 
     kind: Kind
@@ -49,6 +50,7 @@ class Event:
     lag_s: float = 0.0
     emotion: Scores | None = None
     speaker: str | None = None
+    voice: bytes = b""
     code: str = ""
 
 

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -143,12 +143,25 @@ class LivePorts:
     observe_lag: Callable[[float], None] = lambda seconds: None
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a session that is gone has told of a stream which goes on in another one.
+
+    The finals of its ``utterances`` reach to ``end_s``, its last event was ``seq``. ``voices`` has
+    the last ``voice`` of each ``speaker``.
+    """
+
+    end_s: float = 0.0
+    seq: int = 0
+    utterances: int = 0
+    voices: Mapping[str, bytes] = field(default_factory=dict)
+
+
 class LiveSession:
     """One stream from its first byte to its last event.
 
     ``run`` is its life; ``offer``, ``finalize`` and ``end`` feed it and never wait; ``events``
-    follows it. ``first_seq`` and ``offset_s`` continue a stream whose earlier part was heard by a
-    session that is gone.
+    follows it. Raises InvalidRequest for voices that were never told.
     """
 
     def __init__(
@@ -159,42 +172,41 @@ class LiveSession:
         intake: Intake,
         limits: SessionLimits | None = None,
         *,
-        offset_s: float = 0.0,
-        first_seq: int = 1,
+        earlier: Earlier | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        earlier = earlier or Earlier()
         self.id = session_id
         self.options = options
         self._ports = ports
         self._intake = intake
         self._limits = limits or SessionLimits()
-        self._offset_s = offset_s
+        self._offset_s = earlier.end_s
         self._clock = clock
         self._inbox: deque[tuple[float, _Item]] = deque()
         self._pending_bytes = 0
-        self._offered = (offset_s, 0)
+        self._offered = (earlier.end_s, 0)
         self._arrived = asyncio.Event()
-        self._log = EventLog(first_seq)
+        self._log = EventLog(earlier.seq + 1)
         self._vad = ports.voice_activity(options.endpointing)
         self._tape = Tape()
         self._segmenter = self._new_segmenter()
         self._arrivals: deque[tuple[int, float]] = deque()
         self._stream: RecognizerStream | None = None
         self._fed = 0
-        self._told_s = offset_s
+        self._told_s = earlier.end_s
         self.heard_frames = 0
         self._refused: SpeechError | None = None
         self._freed = False
         self._ending = False
-        self._utterance = 0
+        self._utterance = self._turn_utterance = earlier.utterances
         self._turn = 0
         self._turn_begin = 0
-        self._turn_utterance = 0
         self._partial_text = ""
         self._agreement = Agreement()
         self._rerecognition: _Rerecognition | None = None
         self._finals: asyncio.Queue[Callable[[], Any] | None] = asyncio.Queue(WAITING_FINALS)
-        self._speakers = OnlineSpeakers()
+        self._speakers = OnlineSpeakers(earlier.voices)
 
     def _new_segmenter(self) -> Segmenter:
         if self.options.cut_in_pauses:
@@ -608,6 +620,7 @@ class LiveSession:
             words=self._placed(words, mark.begin),
             emotion=emotion,
             speaker=speaker,
+            voice=self._speakers.voice(speaker) if speaker else b"",
         )
 
     async def recognise(self, samples: Samples, asked: SessionOptions) -> tuple[Word, ...]:

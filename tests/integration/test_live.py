@@ -268,6 +268,8 @@ async def test_a_killed_ingress_loses_and_doubles_no_final(
             for events in await asyncio.gather(*tasks):
                 assert essence(events) == undisturbed
                 assert [e["seq"] for e in events] == sorted({e["seq"] for e in events})
+                numbers = [e["utterance"] for e in events if e["type"] == "final"]
+                assert numbers == list(range(len(numbers)))
 
 
 async def test_killed_recognisers_lose_and_double_no_word_of_twenty_streams(

@@ -278,12 +278,15 @@ SHAPES = {
 TOLD = ["type", "seq", "utterance", "start", "end", "text", "words", "lag_s"]
 
 
+RESUME = {"session": "x", "seq": 0, "from_s": 0}
+
+
 def assert_sound(events):
     """What holds of every whole stream."""
     assert [event["seq"] for event in events] == sorted({event["seq"] for event in events})
     assert events[-1]["type"] == "done"
     for event in events:
-        told = [name for name in event if name not in ("emotion", "speaker")]
+        told = [name for name in event if name not in ("emotion", "speaker", "voice")]
         assert told == SHAPES.get(event["type"], TOLD)
         assert event.get("lag_s", 0) >= 0
         for word in event.get("words", []):
@@ -539,6 +542,9 @@ async def test_hotwords_language_and_prompt_reach_the_models(quick):
         ({"endpointing": {"sensitivity": 1}}, "invalid_request"),
         ({"resume": {"session": "x y", "seq": 0, "from_s": 0}}, "invalid_request"),
         ({"resume": {"session": "x", "seq": -1, "from_s": 0}}, "invalid_request"),
+        ({"resume": RESUME | {"utterances": -1}}, "invalid_request"),
+        ({"resume": RESUME | {"voices": {"SPEAKER_00": "?"}}}, "invalid_request"),
+        ({"resume": RESUME | {"voices": {"SPEAKER_01": "AAA="}}}, "invalid_request"),
         ({"modle": STREAMING}, "invalid_request"),
     ],
     ids=str,
@@ -667,7 +673,30 @@ async def test_emotion_and_speaker_of_each_final_when_asked(demo, demo_audio):
         assert set(final["emotion"]) == {"angry", "sad", "neutral", "positive"}
         assert sum(final["emotion"].values()) == pytest.approx(1, abs=1e-3)
     plain_told = finals(await stream(demo, pcm(*audio[:2])))
-    assert not {"emotion", "speaker"} & set(plain_told[0])
+    assert not {"emotion", "speaker", "voice"} & set(plain_told[0])
+
+
+async def test_a_replica_that_takes_over_knows_the_speakers_and_counts_on(demo, demo_audio):
+    voices = [clip for clip in clips(demo_audio, count=16) if clip.language == "en"]
+    one, other = (pcm(voices[n].samples, silence(1)) for n in (0, 3))
+    before = finals(await stream(demo, one + other, speaker=True))
+    resume = {
+        "session": "of-another-replica",
+        "seq": before[-1]["seq"],
+        "from_s": before[-1]["end"],
+        "utterances": len(before),
+        "voices": {final["speaker"]: final["voice"] for final in before},
+    }
+    async with native(demo, speaker=True, resume=resume) as (client, ready):
+        assert not ready["resumed"]
+        await client.send(other + one, END)
+        after = finals(await client.rest())
+    assert [(f["utterance"], f["speaker"]) for f in before + after] == [
+        (0, "SPEAKER_00"),
+        (1, "SPEAKER_01"),
+        (2, "SPEAKER_01"),
+        (3, "SPEAKER_00"),
+    ]
 
 
 async def test_noise_and_silence_are_no_trouble(demo):

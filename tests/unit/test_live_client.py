@@ -57,6 +57,8 @@ class Heard:
     rate: int
     position: int
     seq: int
+    utterances: int = 0
+    knows_voices: bool = False
     begin: int = -1
     samples: list[int] = field(default_factory=list)
     log: list[Event] = field(default_factory=list)
@@ -67,7 +69,12 @@ class Heard:
             start = (self.position - len(self.samples)) / self.rate
             text = f"{self.samples[0]}-{self.samples[-1]}"
             event = {"type": "final", "seq": self.seq, "start": start, "text": text}
-            self.log.append(event | {"end": self.position / self.rate, "words": []})
+            event |= {"end": self.position / self.rate, "words": [], "utterance": self.utterances}
+            if self.knows_voices:
+                label = f"SPEAKER_{self.utterances % 2:02d}"
+                event |= {"speaker": label, "voice": f"{label} of {text}"}
+            self.log.append(event)
+            self.utterances += 1
             self.samples = []
 
 
@@ -132,7 +139,8 @@ class Scripted:
         if heard is None:
             rate = start["sample_rate"]
             position = round(resume.get("from_s", 0.0) * rate)
-            heard = Heard(rate, position, resume.get("seq", 0))
+            heard = Heard(rate, position, resume.get("seq", 0), resume.get("utterances", 0))
+            heard.knows_voices = start.get("speaker", False)
         name = f"s{len(self.starts)}"
         self.sessions[name] = heard
         ready = {"type": "ready", "session": name, "resumed": resumed}
@@ -375,6 +383,20 @@ async def test_what_is_kept_of_a_silence_is_bounded() -> None:
     from_s = server.starts[1]["resume"]["from_s"]
     assert 3.0 <= from_s <= 7.0
     assert texts(events) == [f"{round(from_s * RATE)}-7999"]
+
+
+async def test_a_server_that_takes_over_is_told_who_spoke_and_how_often() -> None:
+    server = Scripted("3500 samples", keeps=False)
+    async with serving(server) as url:
+        events = await stream(LiveSession(url, sample_rate=RATE, speaker=True), ramp(5.0))
+    finals = [event for event in events if event["type"] == "final"]
+    assert [final["utterance"] for final in finals] == [0, 1, 2, 3, 4]
+    resume = server.starts[1]["resume"]
+    assert resume["utterances"] == 3
+    assert resume["voices"] == {
+        "SPEAKER_00": "SPEAKER_00 of 2000-2999",
+        "SPEAKER_01": "SPEAKER_01 of 1000-1999",
+    }
 
 
 async def test_of_partials_that_nobody_read_the_latest_is_kept() -> None:

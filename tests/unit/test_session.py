@@ -19,7 +19,14 @@ from speech.events import RETAINED_EVENTS
 from speech.intake import intake
 from speech.ports import TranscribeOptions
 from speech.segmentation import WINDOW_SAMPLES
-from speech.session import LivePorts, LiveSession, Pending, SessionLimits, SessionOptions
+from speech.session import (
+    Earlier,
+    LivePorts,
+    LiveSession,
+    Pending,
+    SessionLimits,
+    SessionOptions,
+)
 from speech.transcript import Recognition, Segment, Word
 
 LEVELS = 200
@@ -309,8 +316,9 @@ async def test_the_end_may_be_said_twice_and_audio_after_it_is_nothing(ears):
 
 
 async def test_a_session_goes_on_where_another_was(ears):
-    events = await told(session_of(ears, offset_s=100.0, first_seq=42), TWO)
+    events = await told(session_of(ears, earlier=Earlier(100.0, 41, 7)), TWO)
     assert min(e.seq for e in events) == 42
+    assert [e.utterance for e in finals(events)] == [7, 8]
     assert finals(events)[0].words[0].start == pytest.approx(101, abs=0.01)
 
 
@@ -457,7 +465,7 @@ async def test_lag_is_the_time_since_the_last_sample_of_an_event_came(ears):
 
 async def test_the_next_audio_is_told_in_whole_samples(ears):
     pcm_format = session_module.PcmFormat(16_000, 2)
-    session = session_of(ears, replace(STREAMING, pcm=pcm_format), offset_s=10.0)
+    session = session_of(ears, replace(STREAMING, pcm=pcm_format), earlier=Earlier(10.0))
     session.offer(b"\0" * 32_001)
     assert session.audio_from_s == 11.0
     session.change_intake(intake("pcm_s16le"))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from speech.errors import InvalidRequest
 from speech.speakers import MAX_SPEAKERS, OnlineSpeakers
 
 
@@ -48,3 +49,44 @@ def test_the_number_of_speakers_is_bounded():
 def test_one_voice_that_wavers_stays_one_speaker(seconds):
     speakers = OnlineSpeakers()
     assert {speakers.label(voice(0, 0.08, seed), seconds) for seed in range(50)} == {"SPEAKER_00"}
+
+
+def test_who_takes_over_knows_the_voices_by_their_labels():
+    first = OnlineSpeakers()
+    told = {}
+    for seed, n in enumerate([0, 1, 0, 2]):
+        label = first.label(voice(n, 0.05, seed), 5000.0)
+        told[label] = first.voice(label)
+    second = OnlineSpeakers(told)
+    heard = [2, 3, 1, 0]
+    labels = [second.label(voice(n, 0.05, 9 + n), 3.0) for n in heard]
+    assert labels == [f"SPEAKER_{n:02d}" for n in heard]
+
+
+def test_voices_of_another_model_keep_their_labels_to_themselves():
+    first = OnlineSpeakers()
+    label = first.label(voice(0), 3.0)
+    second = OnlineSpeakers({label: first.voice(label)})
+    assert second.label(voice(0, dimensions=32), 3.0) == "SPEAKER_01"
+
+
+HALF = np.full(8, 0.5, "<f2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "voices",
+    [
+        {"SPEAKER_01": HALF},
+        {"SPEAKER_00": HALF, "SPEAKER_02": HALF},
+        {"Ann": HALF},
+        {f"SPEAKER_{n:02d}": HALF for n in range(MAX_SPEAKERS + 1)},
+        {"SPEAKER_00": b""},
+        {"SPEAKER_00": HALF[1:]},
+        {"SPEAKER_00": 1000 * HALF},
+        {"SPEAKER_00": HALF, "SPEAKER_01": HALF[2:]},
+        {"SPEAKER_00": np.full(8, np.nan, "<f2").tobytes()},
+    ],
+)
+def test_voices_that_were_never_told_are_refused(voices):
+    with pytest.raises(InvalidRequest, match="voice"):
+        OnlineSpeakers(voices)
