@@ -95,9 +95,9 @@ class LiveSession:
     partials that nobody has read yet only the latest is kept. The iteration ends with ``done``.
 
     When the connection drops, the stream is resumed, for up to ``retry_s`` after each drop: every
-    final comes exactly once. For that the audio since the last final is kept, at most the latest
-    ``buffer_s``, which should exceed the longest utterance. What was not sent yet is bounded by
-    ``buffer_s`` as well; then ``send`` waits.
+    final comes exactly once, and speakers keep their labels. For that the audio since the last
+    final is kept, at most the latest ``buffer_s``, which should exceed the longest utterance. What
+    was not sent yet is bounded by ``buffer_s`` as well; then ``send`` waits.
 
     Entering the context, ``send`` and the iteration raise :class:`ServerBusy`,
     :class:`ConnectionLost`, or :class:`LiveError` with the code that the server said.

@@ -28,6 +28,7 @@ def test_make_demo_prints_both_dialogues_with_speakers_and_emotions(clone: Path)
     run = subprocess.run(
         ["make", "demo", f"PYTHON={sys.executable}"],
         cwd=clone,
+        env={**os.environ, "VIRTUAL_ENV": str(clone.parent / "of-something-else")},
         capture_output=True,
         text=True,
         timeout=800,
