@@ -120,10 +120,10 @@ async def test_a_receiver_that_never_takes_it_is_given_up(jobs: Jobs) -> None:
 
 
 async def test_a_receiver_that_never_answers_is_left(jobs: Jobs) -> None:
-    jobs.webhooks.timeout_s = 1.0
+    jobs.webhooks.timeout_s = 3.0
     async with receiving(b"", status(200)) as receiver:
         job = await deliver(jobs, receiver.url, "delivered")
-    assert job.webhook_attempts > 1
+    assert job.webhook_attempts == 2
 
 
 async def test_an_endless_answer_is_not_read(jobs: Jobs) -> None:
