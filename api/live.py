@@ -176,14 +176,15 @@ class _Native:
             # What the client has not been told yet follows; its audio goes on where ours ends.
             running.change_intake(heard_by)
             return Opening(running, [self._ready(running, resume.seq, resumed=True)], resume.seq)
+        earlier = resume.earlier() if resume else Earlier()
         session = self._live.open(
             self._options(start),
             heard_by,
             session_id=resume.session if resume else None,
-            earlier=resume.earlier() if resume else None,
+            earlier=earlier,
         )
-        seq = resume.seq if resume else 0
-        return Opening(session, [self._ready(session, seq, resumed=False)], seq)
+        ready = self._ready(session, earlier.seq, resumed=False)
+        return Opening(session, [ready], earlier.seq)
 
     def _options(self, start: Start) -> SessionOptions:
         models = self._live.models

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from speech.errors import Cancelled, InvalidRequest
 from speech.ports import DiarizeOptions
+from speech.speakers import speaker_label
 from speech.transcript import Diarization, Turn
 
 Cancel = Callable[[], bool]
@@ -58,7 +59,7 @@ def named_by_appearance(turns: Sequence[Turn], exclusive: Sequence[Turn]) -> Dia
     """Speakers renamed to SPEAKER_00, SPEAKER_01… in the order in which they first talk."""
     names: dict[str, str] = {}
     for turn in (*turns, *exclusive):
-        names.setdefault(turn.speaker, f"SPEAKER_{len(names):02d}")
+        names.setdefault(turn.speaker, speaker_label(len(names)))
     return Diarization(
         tuple(replace(turn, speaker=names[turn.speaker]) for turn in turns),
         tuple(replace(turn, speaker=names[turn.speaker]) for turn in exclusive),

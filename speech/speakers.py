@@ -15,8 +15,12 @@ ENOUGH_S = 1.0
 MAX_VOICE_S = 3600.0
 """A voice that was heard for longer counts no more than this for whoever resumes a stream."""
 MAX_DIMENSIONS = 1024
-_PREFIX = "SPEAKER_"
 _WIRE = np.dtype("<f2")
+
+
+def speaker_label(number: int) -> str:
+    """How the speaker is called who is the ``number``th to be heard, from 0."""
+    return f"SPEAKER_{number:02d}"
 
 
 class OnlineSpeakers:
@@ -28,40 +32,37 @@ class OnlineSpeakers:
 
     def __init__(self, voices: Mapping[str, bytes] | None = None) -> None:
         voices = voices or {}
-        labels = [_label(number) for number in range(min(len(voices), MAX_SPEAKERS))]
+        labels = [speaker_label(number) for number in range(min(len(voices), MAX_SPEAKERS))]
         if sorted(voices) != labels:
-            raise InvalidRequest(f"voices must be of speakers from {_label(0)} on, without a gap")
-        self._sums = [_sum(voices[label]) for label in labels]
-        if len({total.size for total in self._sums}) > 1:
+            first = speaker_label(0)
+            raise InvalidRequest(f"voices must be of speakers from {first} on, without a gap")
+        self._sums = {label: _sum(voices[label]) for label in labels}
+        if len({total.size for total in self._sums.values()}) > 1:
             raise InvalidRequest("voices must all be of one length")
 
     def label(self, embedding: NDArray[np.float32], seconds: float) -> str:
         """The speaker of an utterance, ``SPEAKER_00`` and on; ``embedding`` has length 1."""
-        if self._sums and self._sums[0].shape != embedding.shape:
+        if any(total.shape != embedding.shape for total in self._sums.values()):
             # Another model heard the earlier part: who spoke there will not be recognised.
-            self._sums = [np.zeros_like(embedding) for _ in self._sums]
-        likeness = [float(total @ embedding) / _length(total) for total in self._sums]
-        nearest = int(np.argmax(likeness)) if likeness else -1
-        new = nearest < 0 or (
+            self._sums = dict.fromkeys(self._sums, np.zeros_like(embedding))
+        likeness = {
+            label: float(total @ embedding) / _length(total) for label, total in self._sums.items()
+        }
+        nearest = max(likeness, key=likeness.__getitem__, default=None)
+        if nearest is None or (
             likeness[nearest] < SAME_VOICE
             and seconds >= ENOUGH_S
             and len(self._sums) < MAX_SPEAKERS
-        )
-        if new:
-            self._sums.append(embedding * np.float32(seconds))
-            nearest = len(self._sums) - 1
-        else:
-            self._sums[nearest] = self._sums[nearest] + embedding * np.float32(seconds)
-        return _label(nearest)
+        ):
+            nearest = speaker_label(len(self._sums))
+            self._sums[nearest] = np.zeros_like(embedding)
+        self._sums[nearest] = self._sums[nearest] + embedding * np.float32(seconds)
+        return nearest
 
     def voice(self, label: str) -> bytes:
         """What a speaker was like so far: a vector of float16, its length about the seconds."""
-        total = self._sums[int(label.removeprefix(_PREFIX))]
+        total = self._sums[label]
         return (total * min(1.0, MAX_VOICE_S / _length(total))).astype(_WIRE).tobytes()
-
-
-def _label(number: int) -> str:
-    return f"{_PREFIX}{number:02d}"
 
 
 def _length(total: NDArray[np.float32]) -> float:
