@@ -73,7 +73,7 @@ class Track:
         ends = [end for _, end in self.words]
         later = (*self.onsets[1:], math.inf)
         last = [max(end for end in ends if end < onset) for onset in later]
-        return sum(last) / self.seconds - sum(self.onsets) / self.seconds
+        return (sum(last) - sum(self.onsets)) / self.seconds
 
     def samples(self, seconds: float, offset: float = 0.0) -> NDArray[np.int16]:
         """What is heard from ``offset`` on."""
@@ -279,13 +279,13 @@ class Options:
     url: str
     dialect: str
     model: str | None
-    numbers: tuple[int, ...]
-    starts: tuple[float, ...]
-    seconds: float
-    steady: tuple[float, float]
-    window_s: float = 0.32
-    shift_s: float = 0.16
-    gap_s: float = GAP_S
+    window_s: float
+    shift_s: float
+    gap_s: float
+    numbers: tuple[int, ...] = ()
+    starts: tuple[float, ...] = ()
+    seconds: float = 0.0
+    steady: tuple[float, float] = (0.0, 0.0)
 
     @property
     def frames(self) -> int:

@@ -297,35 +297,23 @@ def ceiling(entry: ModelEntry) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Load:
-    """What all probes of one run have in common."""
+    """What all probes of one run have in common; ``options`` lack who speaks when."""
 
-    url: str
-    dialect: str
-    model: str
+    options: Options
     pool: ProcessPoolExecutor
     processes: int
     root: int | None
     seconds: float
-    window_s: float
-    shift_s: float
-    gap_s: float
 
 
 def plans(load: Load, numbers: Sequence[int], seconds: float) -> list[Options]:
     """What each process of clients is to do; all streams run for ``seconds``, the steady time."""
     begin = time.monotonic() + 3.0
     settled = begin + len(numbers) / STARTS_PER_S + SETTLE_S
-    plan = Options(
-        load.url,
-        load.dialect,
-        load.model,
-        numbers=(),
-        starts=(),
+    plan = replace(
+        load.options,
         seconds=settled + seconds - begin,  # the first stops where the steady time ends
         steady=(settled, settled + seconds),
-        window_s=load.window_s,
-        shift_s=load.shift_s,
-        gap_s=load.gap_s,
     )
     starts = [begin + place / STARTS_PER_S for place in range(len(numbers))]
     every = load.processes
@@ -352,7 +340,7 @@ def probe(load: Load, streams: int, seconds: float) -> tuple[Heard, Counter[str]
             mine, more = getattr(together, each.name), getattr(heard, each.name)
             setattr(together, each.name, mine + more)
     together.cpu_s /= seconds
-    if load.model == FULL:
+    if load.options.model == FULL:
         together.words.clear()
         together.firsts.clear()
     return together, used
@@ -441,7 +429,7 @@ def refusals(load: Load, streams: int) -> None:
     while time.monotonic() < lasting.steady[1] - 1:
         began = time.monotonic()
         try:
-            connect(load.url + DIALECTS[load.dialect](lasting).path, proxy=None).close()
+            connect(lasting.url + DIALECTS[lasting.dialect](lasting).path, proxy=None).close()
         except InvalidStatus as refusal:
             if refusal.response.status_code != 503:
                 raise
@@ -504,18 +492,15 @@ def main() -> None:
         pool = stack.enter_context(
             _pool(arguments.clients + 1, initializer=prepare, initargs=(arguments.gap_s,))
         )
-        load = Load(
+        options = Options(
             url,
             arguments.dialect,
             entry.id,
-            pool,
-            arguments.clients,
-            root,
-            arguments.seconds,
             arguments.window_s,
             arguments.shift_s,
             arguments.gap_s,
         )
+        load = Load(options, pool, arguments.clients, root, arguments.seconds)
         probe(load, min(4 * CORES, arguments.most), 3.0)  # loads the models
         if arguments.minutes is not None:
             soak(load, arguments.streams, arguments.minutes)

@@ -139,8 +139,8 @@ class Scripted:
         if heard is None:
             rate = start["sample_rate"]
             position = round(resume.get("from_s", 0.0) * rate)
-            heard = Heard(rate, position, resume.get("seq", 0), resume.get("utterances", 0))
-            heard.knows_voices = start.get("speaker", False)
+            told = (resume.get("seq", 0), resume.get("utterances", 0))
+            heard = Heard(rate, position, *told, knows_voices=start.get("speaker", False))
         name = f"s{len(self.starts)}"
         self.sessions[name] = heard
         ready = {"type": "ready", "session": name, "resumed": resumed}
