@@ -23,7 +23,7 @@ serve: setup
 	$(BIN)/python -m graphs.launch $(CONFIG)
 
 key: setup
-	$(BIN)/python -m api.keys $(KEYS)
+	$(BIN)/python -m api.auth.key_file $(KEYS)
 
 test: setup
 	$(BIN)/python -m pytest
@@ -45,7 +45,7 @@ models: setup
 	$(BIN)/python -m models.recipes.build
 
 models-pull: setup
-	$(BIN)/python -m engines.store $(MODEL)
+	$(BIN)/python -m engines.model_files $(MODEL)
 
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

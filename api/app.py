@@ -6,31 +6,24 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from api import (
-    asr,
-    health,
-    jobs,
-    key_routes,
-    live,
-    models,
-    openai,
-    process,
-    realtime,
-    vosk,
-    whisper_rest,
-)
-from api.auth import KeyCheck, describe_keys
+from api import health, models
+from api.auth import routes as key_routes
+from api.auth.key_file import KeyFile
+from api.auth.key_limits import KeyLimits, LocalLimits
+from api.auth.middleware import KeyCheck, describe_keys
+from api.compat import vosk, whisper_asr, whisper_rest
 from api.errors import ErrorBoundary, ErrorShapes
 from api.fetch import Fetcher
-from api.key_limits import KeyLimits, LocalLimits
-from api.keys import KeyFile
 from api.limits import FORM_LIMITS, BodyLimit, heavy_route
+from api.live.registry import LiveStreams
+from api.openai import realtime
+from api.openai import routes as openai
 from api.request_id import RequestId
 from api.service import SpeechService, shorter
-from api.streams import LiveStreams
+from api.v1 import jobs, live, process
 from configs.catalogue import REPOSITORY_ROOT
 from configs.settings import Dialect, IngressSettings
-from speech.jobs import JobDesk
+from speech.jobs.desk import JobDesk
 
 
 def make_app(
@@ -57,7 +50,7 @@ def make_app(
             **process.ERROR_SHAPES,
             **openai.ERROR_SHAPES,
             **models.ERROR_SHAPES,
-            **asr.ERROR_SHAPES,
+            **whisper_asr.ERROR_SHAPES,
             **whisper_rest.ERROR_SHAPES,
             **realtime.ERROR_SHAPES,
             **key_routes.ERROR_SHAPES,
@@ -102,7 +95,7 @@ def make_app(
     if job_desk is not None:
         app.include_router(jobs.router(job_desk))
     app.include_router(openai.router(bounded("openai"), settings.openai_aliases, heavy))
-    app.include_router(asr.router(bounded("asr"), settings.asr, heavy))
+    app.include_router(whisper_asr.router(bounded("asr"), settings.asr, heavy))
     app.include_router(
         whisper_rest.router(bounded("whisper"), settings.whisper_rest_aliases, version, heavy)
     )

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import httpcore
 import httpx
 
-from speech.addresses import Address, is_public, resolve
+from infra.addresses import Address, is_public, resolve
 from speech.errors import AudioTooLarge, FetchFailed, InvalidRequest
 
 MAX_REDIRECTS = 3

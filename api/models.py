@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
 from api.errors import Problem, Say, responses
-from api.openai_errors import error_object
+from api.openai.errors import error_object
 from api.service import SpeechService
 from configs.catalogue import ModelEntry
 

@@ -27,11 +27,11 @@ import httpx
 import numpy as np
 from faster_whisper import WhisperModel, decode_audio
 
-from engines.diarization import PyannoteEngine
+from engines.diarization.pyannote_audio import PyannoteEngine
 from engines.emotion import EmotionEngine
 from speech import merge
 from speech.audio import SAMPLE_RATE
-from speech.decoding import decode
+from speech.media.decoding import decode
 from speech.ports import DiarizeOptions, TranscribeOptions
 from speech.transcript import Segment, Word
 

@@ -13,8 +13,8 @@ import numpy as np
 from faster_whisper.vad import get_vad_model
 
 from benchmarks.stream_clients import Track
-from engines.silero import CONTEXT_SAMPLES, Silero, no_memory
-from speech.segmentation import WINDOW_SAMPLES
+from engines.vad.silero import CONTEXT_SAMPLES, Silero, no_memory
+from speech.media.segmentation import WINDOW_SAMPLES
 
 STREAMS = (1, 8, 64)
 WINDOWS = 3

@@ -240,7 +240,7 @@ def _title(process: Path) -> str:
 
 @cache
 def _engine(entry_json: str) -> Any:
-    from engines.streaming import StreamingEngine
+    from engines.vosk.streaming import StreamingEngine
 
     entry = ModelEntry.model_validate_json(entry_json)
     assert entry.source.path is not None
@@ -249,7 +249,7 @@ def _engine(entry_json: str) -> Any:
 
 def decode(entry_json: str, streams: int, start: float) -> float:
     """Seconds of audio that one process decodes in one second, of as many streams together."""
-    from engines.streaming import Step
+    from engines.vosk.streaming import Step
 
     engine = _engine(entry_json)
     track = Track.of_heldout()

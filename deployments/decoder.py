@@ -3,9 +3,9 @@
 import time
 
 from configs.settings import DecoderSettings
-from deployments.worker import Call, Worker
+from deployments.runtime.worker import Call, Worker
 from speech.audio import Audio
-from speech.decoding import decode
+from speech.media.decoding import decode
 
 
 class Decoder:
@@ -18,7 +18,7 @@ class Decoder:
     async def decode(
         self, data: bytes, keep_channels: bool, speedup: float, job: str | None
     ) -> Audio:
-        """See :func:`speech.decoding.decode`; the audio stays in the object store."""
+        """See :func:`speech.media.decoding.decode`; the audio stays in the object store."""
         deadline = time.monotonic() + self._settings.timeout_s
 
         def work(call: Call) -> Audio:

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from configs.settings import ModelSettings
-from deployments.host import EngineHost
-from deployments.models import ModelFiles, hardware
+from deployments.runtime.host import EngineHost
+from deployments.runtime.model_access import ModelFiles, hardware
 from speech.audio import Audio
 from speech.ports import DiarizeOptions
 from speech.transcript import Diarization as Speakers
 
 if TYPE_CHECKING:
-    from engines.diarization import DiarizationEngine
+    from engines.diarization.pyannote_audio import DiarizationEngine
 
 ON_CPU = "@cpu"
 """Suffix of a cached engine that was asked to leave the GPU alone (``use_gpu: false``)."""
@@ -27,7 +27,7 @@ class Diarization:
 
     def _load(self, key: str) -> "DiarizationEngine":
         # Imported here: the graph is built also where this engine's library is not installed.
-        from engines.diarization import load_engine
+        from engines.diarization.pyannote_audio import load_engine
 
         entry = self._files.entry(key.removesuffix(ON_CPU))
         hw = self._hardware
@@ -48,8 +48,8 @@ class Diarization:
         )
 
     def _by_channel(self, audio: Audio) -> Speakers:
-        from engines.diarization import by_channel
-        from engines.vad import SileroVad
+        from engines.diarization.pyannote_audio import by_channel
+        from engines.vad.detectors import SileroVad
 
         return by_channel(audio, SileroVad().speech)
 

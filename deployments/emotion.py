@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs.settings import ModelSettings
-from deployments.host import EngineHost
-from deployments.models import ModelFiles, hardware
+from deployments.runtime.host import EngineHost
+from deployments.runtime.model_access import ModelFiles, hardware
 from speech.audio import Audio
 from speech.transcript import Scores, Span
 

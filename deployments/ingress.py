@@ -10,17 +10,17 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from api.app import make_app
-from api.streams import LiveStreams
+from api.live.registry import LiveStreams
 from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings, JobSettings, LiveSettings
-from deployments.drain import when_draining
-from deployments.flow import FlowControl
 from deployments.jobs import job_desk
 from deployments.key_limits import SharedLimits
-from deployments.live_ports import live_models, live_ports, recognition_lag_s
-from deployments.metrics import observe_sessions
-from deployments.models import ModelFiles
-from deployments.service import GraphService
+from deployments.live.wiring import live_models, live_ports, recognition_lag_s
+from deployments.runtime.drain import when_draining
+from deployments.runtime.flow_control import FlowControl
+from deployments.runtime.graph_service import GraphService
+from deployments.runtime.metrics import observe_sessions
+from deployments.runtime.model_access import ModelFiles
 
 
 @serve.ingress()
@@ -54,7 +54,7 @@ class Ingress:
         self._draining: asyncio.Task[None] | None = None
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
-        """What :class:`deployments.scaling.FollowRequests` looks at."""
+        """What :class:`deployments.runtime.scaling.FollowRequests` looks at."""
         return {"lag_s": recognition_lag_s(self._ports)}
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:

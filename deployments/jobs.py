@@ -10,19 +10,19 @@ from typing import Any
 import ray
 from ray.serve.handle import DeploymentHandle
 
-from api.jobs import result_text
 from api.request_id import request_id
+from api.v1.jobs import result_text
 from configs.catalogue import Catalogue, Family
 from configs.settings import JobSettings
-from deployments.options import serve_options
-from deployments.scaling import FollowJobs
-from deployments.service import GraphService
-from engines.job_audio import JobAudio
-from engines.job_store import SqlJobStore
-from engines.webhooks import Webhooks
+from deployments.runtime.graph_service import GraphService
+from deployments.runtime.options import serve_options
+from deployments.runtime.scaling import FollowJobs
+from infra.job_audio import JobAudio
+from infra.job_store import SqlJobStore
+from infra.webhooks import Webhooks
 from speech.errors import NotEnabled
-from speech.job_worker import JobRules, JobWorker, Progress
-from speech.jobs import Job, JobBounds, JobDesk
+from speech.jobs.desk import Job, JobBounds, JobDesk
+from speech.jobs.job_worker import JobRules, JobWorker, Progress
 from speech.pipeline import ProcessOptions
 from speech.transcript import Transcript
 
@@ -88,7 +88,7 @@ class JobRunner:
             self._running.result()
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
-        """What :class:`deployments.scaling.FollowJobs` looks at."""
+        """What :class:`deployments.runtime.scaling.FollowJobs` looks at."""
         load = await asyncio.to_thread(self._store.load)
         return {"jobs": load.queued + load.processing}
 

@@ -15,8 +15,8 @@ from ray.exceptions import RayError
 from ray.serve.config import DeploymentActorConfig
 from ray.serve.exceptions import RayServeException
 
-from api.key_limits import KeyCounter, LimitReached, Refusal
-from api.keys import Key
+from api.auth.key_file import Key
+from api.auth.key_limits import KeyCounter, LimitReached, Refusal
 
 logger = logging.getLogger("ray.serve")
 
@@ -42,7 +42,7 @@ def counter_options() -> dict[str, Any]:
 
 
 class SharedLimits:
-    """Implements :class:`api.key_limits.KeyLimits` for one of the replicas.
+    """Implements :class:`api.auth.key_limits.KeyLimits` for one of the replicas.
 
     While the actor cannot be asked, the replica counts alone; when it is back, the replica tells it
     what it holds.
@@ -56,7 +56,7 @@ class SharedLimits:
 
     @asynccontextmanager
     async def hold(self, key: Key) -> AsyncIterator[None]:
-        """See :class:`api.key_limits.KeyLimits`; a key without limits asks nobody."""
+        """See :class:`api.auth.key_limits.KeyLimits`; a key without limits asks nobody."""
         if not key.limited:
             yield
             return

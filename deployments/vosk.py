@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from configs.settings import ModelSettings
-from deployments.host import EngineHost
-from deployments.models import ModelFiles, hardware
+from deployments.runtime.host import EngineHost
+from deployments.runtime.model_access import ModelFiles, hardware
 from speech.audio import Audio
 from speech.ports import TranscribeOptions
 
 if TYPE_CHECKING:
-    from engines.vosk import VoskEngine
+    from engines.vosk.offline import VoskEngine
 
 
 class Vosk:
@@ -23,7 +23,7 @@ class Vosk:
 
     def _load(self, model: str) -> "VoskEngine":
         # Imported here: the graph is built also where this engine's library is not installed.
-        from engines.vosk import VoskEngine
+        from engines.vosk.offline import VoskEngine
 
         entry = self._files.entry(model)
         hw = self._hardware

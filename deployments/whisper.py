@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from configs.settings import ModelSettings
-from deployments.host import EngineHost
-from deployments.models import ModelFiles, hardware
+from deployments.runtime.host import EngineHost
+from deployments.runtime.model_access import ModelFiles, hardware
 from speech.audio import Audio
 from speech.ports import TranscribeOptions
 
 if TYPE_CHECKING:
-    from engines.whisper import WhisperEngine
+    from engines.whisper.engine import WhisperEngine
 
 
 class Whisper:
@@ -23,7 +23,7 @@ class Whisper:
 
     def _load(self, model: str) -> "WhisperEngine":
         # Imported here: the graph is built also where this engine's library is not installed.
-        from engines.whisper import WhisperEngine
+        from engines.whisper.engine import WhisperEngine
 
         path = self._files.locate(self._files.entry(model))
         hw = self._hardware

@@ -35,7 +35,7 @@ import yaml
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from api.keys import create_key_file
+from api.auth.key_file import create_key_file
 from configs.catalogue import REPOSITORY_ROOT
 from configs.settings import SpeechArgs
 from graphs.speech import build

@@ -14,10 +14,10 @@ from deployments.emotion import Emotion
 from deployments.ingress import Ingress
 from deployments.jobs import JobRunner, job_options
 from deployments.key_limits import counter_options
-from deployments.live import Live, live_options
-from deployments.models import ModelFiles
-from deployments.options import serve_options
-from deployments.scaling import FollowRequests
+from deployments.live.recogniser import Live, live_options
+from deployments.runtime.model_access import ModelFiles
+from deployments.runtime.options import serve_options
+from deployments.runtime.scaling import FollowRequests
 from deployments.vosk import Vosk
 from deployments.whisper import Whisper
 

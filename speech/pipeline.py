@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from speech import merge
 from speech.audio import SAMPLE_RATE, Audio
 from speech.errors import AudioTooLong, SpeechError
+from speech.media.segmentation import pause_cuts
 from speech.ports import (
     DecodedAudio,
     Decoder,
@@ -30,7 +31,6 @@ from speech.ports import (
     TranscribeOptions,
     Transcriber,
 )
-from speech.segmentation import pause_cuts
 from speech.transcript import (
     BranchError,
     Diarization,

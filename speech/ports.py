@@ -144,7 +144,7 @@ class Decoder(Protocol):
     """Turns an uploaded file into audio."""
 
     async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
-        """Decode any container; bounded in seconds and channels. See :mod:`speech.tempo`.
+        """Decode any container; bounded in seconds and channels. See :mod:`speech.media.tempo`.
 
         Raises EmptyAudio, UnsupportedAudio, AudioTooLong, TooManyChannels.
         """

@@ -7,7 +7,7 @@ from typing import Any
 import jiwer
 import numpy as np
 
-from engines.whisper import WhisperEngine
+from engines.whisper.engine import WhisperEngine
 from models.recipes.evaluate_ctc import digit_strings, quiet_words
 from models.recipes.grammar import normalise
 from models.recipes.heldout import LANGUAGES, SAMPLE_RATE_HZ, Reference, references

@@ -9,10 +9,10 @@ import json
 import sys
 import uuid
 
-from engines.job_audio import JobAudio
-from engines.job_store import SqlJobStore
-from speech.job_worker import JobRules, JobWorker, Progress
-from speech.jobs import Job
+from infra.job_audio import JobAudio
+from infra.job_store import SqlJobStore
+from speech.jobs.desk import Job
+from speech.jobs.job_worker import JobRules, JobWorker, Progress
 
 RULES = JobRules(
     attempts=50,

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from speech.audio import SAMPLE_RATE
-from speech.decoding import decode
+from speech.media.decoding import decode
 from tests.e2e.launched import launched
 
 pytestmark = pytest.mark.timeout(600)

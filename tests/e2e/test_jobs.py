@@ -18,9 +18,9 @@ import httpx
 import pytest
 import yaml
 
-from engines.job_audio import JobAudio
-from engines.job_store import SqlJobStore
-from speech.jobs import JobBounds, JobDesk
+from infra.job_audio import JobAudio
+from infra.job_store import SqlJobStore
+from speech.jobs.desk import JobBounds, JobDesk
 from tests.e2e.launched import eventually
 
 JOBS = 100

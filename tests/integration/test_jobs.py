@@ -14,8 +14,8 @@ import httpx
 import numpy as np
 import pytest
 
-from engines.job_store import SqlJobStore
-from speech.decoding import decode
+from infra.job_store import SqlJobStore
+from speech.media.decoding import decode
 from tests.integration.conftest import Service
 from tests.integration.test_faults import eventually, in_use, replica_pids
 from tests.integration.test_scaling import QUICK, running

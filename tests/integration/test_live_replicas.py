@@ -13,9 +13,9 @@ from ray import serve
 
 from configs.catalogue import REPOSITORY_ROOT, Catalogue
 from configs.settings import LiveSettings
-from deployments.lanes import LaneRecognizer
-from deployments.live import Live, lane_directory, live_options
-from deployments.models import ModelFiles
+from deployments.live.lane_client import LaneRecognizer
+from deployments.live.recogniser import Live, lane_directory, live_options
+from deployments.runtime.model_access import ModelFiles
 from speech.audio import SAMPLE_RATE, Samples
 from tests.integration.test_faults import eventually, replica_pids
 from tests.integration.test_scaling import QUICK, running

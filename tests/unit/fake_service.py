@@ -9,14 +9,14 @@ from fastapi import FastAPI
 
 from api.app import make_app
 from api.fetch import Fetcher
-from api.streams import LiveModels, LiveStreams
+from api.live.registry import LiveModels, LiveStreams
 from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings
-from speech.endpointing import EndpointOptions
-from speech.jobs import JobDesk
+from speech.jobs.desk import JobDesk
+from speech.live.endpointing import EndpointOptions
+from speech.live.session import LivePorts
 from speech.pipeline import ProcessOptions, Task
 from speech.ports import Transcriber, VoiceActivity
-from speech.session import LivePorts
 from speech.transcript import Segment, Transcript
 
 

@@ -8,7 +8,7 @@ import jiwer
 import numpy as np
 
 from speech.audio import SAMPLE_RATE, Samples
-from speech.decoding import decode
+from speech.media.decoding import decode
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engines.job_audio import JobAudio
-from engines.job_store import SqlJobStore
-from engines.webhooks import Webhooks
-from speech.job_worker import JobRules, JobWorker, Progress, Work
-from speech.jobs import Job, JobBounds, JobDesk
+from infra.job_audio import JobAudio
+from infra.job_store import SqlJobStore
+from infra.webhooks import Webhooks
+from speech.jobs.desk import Job, JobBounds, JobDesk
+from speech.jobs.job_worker import JobRules, JobWorker, Progress, Work
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 RULES = JobRules(

@@ -23,22 +23,24 @@ from uvicorn.server import ServerState
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from api import live, realtime, vosk
 from api.app import make_app
-from api.streams import LiveModels, LiveStreams
+from api.compat import vosk
+from api.live.registry import LiveModels, LiveStreams
+from api.openai import realtime
+from api.v1 import live
 from configs.catalogue import Catalogue, Family, ModelEntry
 from configs.settings import OPENAI_MODELS, IngressSettings, SessionSettings
-from deployments.live_ports import live_ports
-from deployments.models import ModelFiles
+from deployments.live.wiring import live_ports
+from deployments.runtime.model_access import ModelFiles
 from engines.emotion import EmotionEngine
-from engines.streaming import LocalRecognizer, StreamingEngine
-from engines.vosk import VoskEngine
-from engines.whisper import WhisperEngine
+from engines.vosk.offline import VoskEngine
+from engines.vosk.streaming import LocalRecognizer, StreamingEngine
+from engines.whisper.engine import WhisperEngine
 from speech.audio import SAMPLE_RATE, Samples
-from speech.endpointing import EndpointOptions
+from speech.live.endpointing import EndpointOptions
+from speech.live.session import LivePorts
+from speech.media.segmentation import WINDOW_SAMPLES
 from speech.ports import DecodedAudio, EmotionOptions, TranscribeOptions
-from speech.segmentation import WINDOW_SAMPLES
-from speech.session import LivePorts
 from speech.transcript import Recognition, Scores, Segment, Span, Word
 from tests.unit.fake_service import FakeService
 

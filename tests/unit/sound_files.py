@@ -11,7 +11,7 @@ from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from speech.audio import SAMPLE_RATE, Audio
-from speech.decoding import decode
+from speech.media.decoding import decode
 
 Signal = NDArray[np.float32]
 TONE_HZ = 440.0

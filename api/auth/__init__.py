@@ -1,0 +1,1 @@
+"""API keys: the file, the check of every request, limits of each key."""

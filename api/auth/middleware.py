@@ -1,0 +1,160 @@
+"""Who may come in: a key on every route that is not open, within the limits of that key."""
+
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from api.auth.key_file import KeyFile, covers
+from api.auth.key_limits import KeyLimits, LimitReached
+from api.errors import ErrorShapes, Problem, retry_after
+
+OPEN_ROUTES = ("/health", "/ready", "/is_alive", "/api/health", "/docs", "/openapi.json")
+"""Paths that need no key, and what lies below them: probes and the pages about the API."""
+
+SUBPROTOCOL = "openai-insecure-api-key."
+"""How OpenAI's realtime clients in browsers send the key: as a sub-protocol of this prefix."""
+
+_SCHEMES = (b"bearer", b"token")
+
+
+class KeyCheck:
+    """ASGI middleware that lets requests and sockets with a key through, within its limits.
+
+    The key comes as ``X-API-Key``, as ``Authorization: Bearer`` or ``Token``, and on sockets also
+    as ``?token=`` or as a sub-protocol; the first of them counts. Whatever it is, it is taken out
+    of the scope: neither the app behind nor the log of the server in front sees it.
+
+    Without a key 401, with one that is unknown or not for this route 403, beyond its limits 429;
+    a socket is refused before its upgrade. ``shapes`` say it.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyFile, limits: KeyLimits, shapes: ErrorShapes) -> None:
+        self.app = app
+        self.keys = keys
+        self.limits = limits
+        self.shapes = shapes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        presented = _take_key(scope)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        problem: Problem | None = None
+        async with AsyncExitStack() as held:
+            if not covers(OPEN_ROUTES, path) and not _is_preflight(scope):
+                problem = await self._admit(presented, scope, path, held)
+            if problem is None:
+                await self.app(scope, receive, send)
+                return
+        answer = self.shapes.say(scope, problem)
+        if scope["type"] == "websocket":
+            await WebSocket(scope, receive, send).send_denial_response(answer)
+        else:
+            await answer(scope, receive, send)
+
+    async def _admit(
+        self, presented: bytes, scope: Scope, path: str, held: AsyncExitStack
+    ) -> Problem | None:
+        """Why a request is refused; None once it holds its place and ``caller`` says whose it is.
+
+        That is the name of the key, so that a new key of the same name finds the jobs of the old.
+        """
+        if not presented:
+            headers = {"WWW-Authenticate": "Bearer"}
+            return Problem(401, "missing_api_key", "This route needs an API key.", headers)
+        key = self.keys.find(presented)
+        if key is None:
+            return Problem(403, "invalid_api_key", "The API key is not valid.")
+        if not key.opens(path):
+            return Problem(403, "route_not_allowed", "The API key is not for this route.")
+        try:
+            await held.enter_async_context(self.limits.hold(key))
+        except LimitReached as reached:
+            refusal = reached.refusal
+            headers = retry_after(refusal.retry_after_s)
+            return Problem(429, refusal.code, refusal.message, headers)
+        scope.setdefault("state", {})["caller"] = key.name or key.id
+        return None
+
+
+def _is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks what it may send; it sends no key with that."""
+    asks = any(name == b"access-control-request-method" for name, _ in scope["headers"])
+    return asks and scope.get("method") == "OPTIONS"
+
+
+def _take_key(scope: Scope) -> bytes:
+    """The key of a request, b"" if it has none; the scope is without it afterwards."""
+    presented = [_take_header(scope, b"x-api-key")]
+    scheme, _, credentials = _take_header(scope, b"authorization").partition(b" ")
+    presented.append(credentials.strip() if scheme.lower() in _SCHEMES else b"")
+    token = _take_token(scope)
+    if scope["type"] == "websocket":
+        presented += [token, _take_subprotocol(scope)]
+    return next(filter(None, presented), b"")
+
+
+def _take_header(scope: Scope, name: bytes) -> bytes:
+    headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+    scope["headers"] = [(n, value) for n, value in headers if n != name]
+    return next((value.strip() for n, value in headers if n == name), b"")
+
+
+def _take_token(scope: Scope) -> bytes:
+    parts = scope.get("query_string", b"").split(b"&")
+    scope["query_string"] = b"&".join(p for p in parts if not p.startswith(b"token="))
+    found = next((p.removeprefix(b"token=") for p in parts if p.startswith(b"token=")), b"")
+    return unquote_to_bytes(found.replace(b"+", b" ")).strip()
+
+
+def _take_subprotocol(scope: Scope) -> bytes:
+    offered: list[str] = scope.get("subprotocols", [])
+    kept = [name for name in offered if not name.startswith(SUBPROTOCOL)]
+    if kept == offered:
+        return b""
+    scope["subprotocols"] = kept
+    _take_header(scope, b"sec-websocket-protocol")
+    if kept:
+        scope["headers"].append((b"sec-websocket-protocol", ", ".join(kept).encode("latin-1")))
+    found = next(name for name in offered if name.startswith(SUBPROTOCOL))
+    return found.removeprefix(SUBPROTOCOL).encode("latin-1")
+
+
+_REFUSALS = {
+    "401": "There is no API key.",
+    "403": "The API key is not valid, or not for this route.",
+    "429": "The limits of the API key are reached; come back after Retry-After seconds.",
+}
+
+
+def describe_keys(app: FastAPI) -> None:
+    """Tell OpenAPI about the keys, so that the page ``/docs`` can send one."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            schema.setdefault("components", {})["securitySchemes"] = {
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            }
+            for path, operations in schema["paths"].items():
+                if not covers(OPEN_ROUTES, path):
+                    for operation in operations.values():
+                        _describe(operation)
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe(operation: dict[str, Any]) -> None:
+    operation["security"] = [{"key": []}, {"bearer": []}]
+    answers: Mapping[str, Any] = operation["responses"]
+    missing = {} if "4XX" in answers else _REFUSALS
+    operation["responses"] = {s: {"description": d} for s, d in missing.items()} | dict(answers)

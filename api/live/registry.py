@@ -1,0 +1,103 @@
+"""Live streams as the dialects see them: names become models, options become sessions."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from api.service import SpeechService
+from configs.catalogue import ModelEntry
+from configs.settings import SessionSettings
+from speech.errors import InvalidRequest, ModelNotFound, NotEnabled
+from speech.live.intake import Intake
+from speech.live.registry import Sessions
+from speech.live.session import (
+    Earlier,
+    LivePorts,
+    LiveSession,
+    Pending,
+    SessionLimits,
+    SessionOptions,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModels:
+    """Catalogue ids that live streams use when they name none; None where nothing serves it.
+
+    ``streaming`` is frame-synchronous, ``utterance`` recognises whole utterances, ``general`` is
+    the model of ``POST /v1/process``.
+    """
+
+    streaming: str | None
+    utterance: str | None
+    general: str | None
+    speaker: str | None = None
+
+
+class LiveStreams:
+    """Opens sessions on the models of the graph."""
+
+    def __init__(
+        self,
+        service: SpeechService,
+        ports: LivePorts,
+        settings: SessionSettings,
+        models: LiveModels,
+        observe_sessions: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._service = service
+        self._ports = ports
+        self.settings = settings
+        self.models = models
+        self.sessions = Sessions(settings.max_sessions, settings.retention_s, observe_sessions)
+        self._limits = SessionLimits(
+            settings.max_pending_mb * 1024**2,
+            settings.max_stream_s,
+            Pending(settings.max_pending_total_mb * 1024**2),
+        )
+
+    def recogniser(self, name: str | None, default: str | None) -> ModelEntry:
+        """The model of an id or alias. Raises ModelNotFound, NotEnabled, InvalidRequest."""
+        name = name or default
+        if name is None:
+            raise NotEnabled("This service runs no model for live streams of this kind.")
+        entry = self._service.catalogue.find(name)
+        served = entry is not None and (
+            self.models.streaming is not None
+            if entry.streaming
+            else entry.family in self._service.families
+        )
+        if entry is None or not served:
+            raise ModelNotFound(f"Model '{name}' is not served here.")
+        if entry.family not in ("whisper", "vosk"):
+            raise InvalidRequest(f"Model '{name}' is a {entry.family} model, it hears no words.")
+        return entry
+
+    def emotion_model(self) -> str:
+        """The model that says how an utterance sounded. Raises NotEnabled."""
+        model = self._service.default_models.get("emotion")
+        if model is None:
+            raise NotEnabled("This service runs no model for emotions.")
+        return model
+
+    def open(
+        self,
+        options: SessionOptions,
+        intake: Intake,
+        *,
+        session_id: str | None = None,
+        earlier: Earlier | None = None,
+    ) -> LiveSession:
+        """A session that lives from now on. Raises Overloaded, NotEnabled, InvalidRequest."""
+        if options.speakers and self.models.speaker is None:
+            raise NotEnabled("This service runs no model that knows voices.")
+        session = LiveSession(
+            session_id or uuid.uuid4().hex,
+            options,
+            self._ports,
+            intake,
+            self._limits,
+            earlier=earlier,
+        )
+        self.sessions.start(session)
+        return session

@@ -1,0 +1,356 @@
+"""``WS /v1/realtime?intent=transcription``: OpenAI's realtime transcription sessions.
+
+A client appends audio to a buffer; a turn of it becomes an item of the conversation when voice
+activity detection or the client commits it. The transcript of an item is told while it grows: a
+delta holds only what is never taken back.
+"""
+
+import binascii
+import itertools
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ValidationError
+from starlette.websockets import WebSocket
+
+from api.errors import Say, family_problem
+from api.live.conversation import Frame, Opening, code_of, converse
+from api.live.registry import LiveStreams
+from api.openai.errors import error_object, say_error
+from api.openai.realtime_settings import BetaSessionUpdate, SessionUpdate, Settings, Transcription
+from api.openai.requests import Aliases
+from api.openai.responses import logprobs
+from speech.errors import InvalidRequest, SpeechError, TooFarAhead
+from speech.live.events import Event
+from speech.live.session import MAX_TURN_S, LiveSession
+from speech.live.turns import Delta, Turns, TurnTranscript
+from speech.transcript import Word
+
+MAX_MESSAGE_CHARS = 4 * 1024**2
+"""Of one event of a client: a minute of PCM16 at 24 kHz. Reading it takes 30 ms of the loop."""
+MIN_COMMIT_S = 0.1
+"""Least audio of a commit, OpenAI's bound."""
+BETA = "openai-beta.realtime-v1"
+NOT_SERVED = {
+    "conversation.item.create",
+    "conversation.item.delete",
+    "conversation.item.retrieve",
+    "conversation.item.truncate",
+    "output_audio_buffer.clear",
+    "response.cancel",
+    "response.create",
+}
+"""Events of conversations."""
+ERROR_SHAPES: Mapping[str, Say] = {"/v1/realtime": say_error}
+"""Of what is said before the socket is open."""
+_CODES = {"stream_too_long": "session_expired"}
+"""OpenAI's own names of what we name otherwise."""
+_VALUE_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+_Update = TypeVar("_Update", bound=BaseModel)
+_TRANSCRIPTION = "conversation.item.input_audio_transcription"
+
+
+class _RefusedError(Exception):
+    """An event of the client that is not obeyed; the session goes on."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        self.code = code
+        self.message = message
+        self.param = param
+
+
+class Realtime:
+    """One socket; see :class:`api.live.conversation.Dialect`.
+
+    ``beta`` clients are told ``transcription_session.created`` and ``conversation.item.created``,
+    the others ``session.created`` and ``conversation.item.added`` and ``.done``.
+    """
+
+    resumable = False
+    ended = False
+
+    def __init__(
+        self,
+        live: LiveStreams,
+        aliases: Aliases,
+        *,
+        intent: str | None,
+        model: str | None,
+        beta: bool,
+    ) -> None:
+        self._live = live
+        self._aliases = aliases
+        self._intent = intent
+        self._model = model
+        self._beta = beta
+        self._id = uuid.uuid4().hex
+        self._settings = Settings()
+        self._session: LiveSession | None = None
+        self._turns = Turns()
+        self._numbers = itertools.count(1)
+        self._last_item: str | None = None
+        self._buffered_s = 0.0
+        """Appended since the last commit or clear of the client."""
+
+    # What the client says
+
+    def greet(self) -> Sequence[str]:
+        """The session as the query wants it. Raises InvalidRequest."""
+        if self._intent not in (None, "transcription"):
+            raise InvalidRequest(
+                "This service only transcribes: connect with intent=transcription."
+            )
+        named = Transcription.model_construct(model=self._model)
+        self._settings = replace(self._settings, transcription=named)
+        return [self._told("created")]
+
+    def begin(self, frame: Frame) -> Opening | Sequence[str]:
+        """The stream begins with the first audio."""
+        answers = self._obey(frame)
+        return answers if self._session is None else Opening(self._session, answers)
+
+    def hear(self, frame: Frame, session: LiveSession) -> Sequence[str]:
+        """See :class:`api.live.conversation.Dialect`."""
+        return self._obey(frame)
+
+    def _obey(self, frame: Frame) -> Sequence[str]:
+        """What to answer at once. Raises Overloaded where the stream cannot begin."""
+        event_id: str | None = None
+        try:
+            event = _read(frame)
+            given = event.get("event_id")
+            event_id = given if isinstance(given, str) else None
+            return self._do(event)
+        except _RefusedError as error:
+            kind = "invalid_request_error"
+            told = {"type": kind, "code": error.code, "message": error.message}
+            return [self._error(told | {"param": error.param}, event_id)]
+        except TooFarAhead as error:  # not logged: a client may do it without end
+            told = {"type": "server_error", "code": error.code, "message": error.message}
+            return [self._error(told | {"param": None}, event_id)]
+        except InvalidRequest as error:
+            return [self._family_error(error.code, error.message, event_id)]
+
+    def _do(self, event: Mapping[str, Any]) -> Sequence[str]:
+        match event.get("type"):
+            case "input_audio_buffer.append":
+                self._append(_audio(event))
+            case "input_audio_buffer.commit":
+                return self._commit()
+            case "input_audio_buffer.clear":
+                return self._clear()
+            case "session.update":
+                return self._update(_valid(SessionUpdate, event))
+            case "transcription_session.update":
+                self._beta = True
+                return self._update(_valid(BetaSessionUpdate, event).today())
+            case None:
+                raise _RefusedError("missing_required_parameter", "An event has a type.", "type")
+            case str(kind) if kind in NOT_SERVED:
+                message = f"'{kind}' is for conversations, this session transcribes."
+                raise _RefusedError("not_supported", message, "type")
+            case kind:
+                message = f"Unknown type of event: {str(kind)[:64]!r}."
+                raise _RefusedError("unknown_event", message, "type")
+        return []
+
+    def _append(self, audio: bytes) -> None:
+        seconds = self._settings.format.pcm.seconds(len(audio))
+        manual = self._settings.turn_detection is None
+        if manual and self._buffered_s + seconds > MAX_TURN_S:
+            message = f"The buffer holds at most {MAX_TURN_S:g} seconds: commit or clear it."
+            raise _RefusedError("input_audio_buffer_full", message, "audio")
+        if self._session is None:
+            options = self._settings.options(self._live, self._aliases)
+            self._session = self._live.open(options, self._settings.format.intake())
+        self._session.offer(audio)
+        self._buffered_s += seconds
+
+    def _commit(self) -> Sequence[str]:
+        if self._session is None or self._buffered_s < MIN_COMMIT_S:
+            message = (
+                f"The buffer has {self._buffered_s * 1000:.0f} ms of audio, "
+                f"a commit needs {MIN_COMMIT_S * 1000:.0f} ms."
+            )
+            raise _RefusedError("input_audio_buffer_commit_empty", message)
+        self._session.commit()
+        self._buffered_s = 0.0
+        return []
+
+    def _clear(self) -> Sequence[str]:
+        self._buffered_s = 0.0
+        if self._session is None:
+            return [self._event("input_audio_buffer.cleared")]
+        self._session.clear()
+        return []
+
+    def _update(self, update: SessionUpdate) -> Sequence[str]:
+        before, settings = self._settings, self._settings.updated(update)
+        options = settings.options(self._live, self._aliases)
+        if self._session is not None and options != before.options(self._live, self._aliases):
+            self._session.change(options, settings.format.intake())
+            if before.turn_detection and not settings.turn_detection:
+                self._buffered_s = 0.0
+        self._settings = settings
+        return [self._told("updated")]
+
+    # What the client is told
+
+    def say(self, event: Event) -> Sequence[str]:
+        """See :class:`api.live.conversation.Dialect`."""
+        told: list[str] = []
+        item = self._item(event.turn)
+        match event.kind:
+            case "speech_start":
+                at = {"audio_start_ms": _ms(event.start), "item_id": item}
+                told.append(self._event("input_audio_buffer.speech_started", **at))
+            case "speech_end":
+                at = {"audio_end_ms": _ms(event.end), "item_id": item}
+                told.append(self._event("input_audio_buffer.speech_stopped", **at))
+            case "turn":
+                told += self._committed(item)
+            case "cleared":
+                told.append(self._event("input_audio_buffer.cleared"))
+            case "error":
+                told.append(self._family_error(event.code, event.text))
+        return [*told, *map(self._transcribed, self._turns.hear(event))]
+
+    def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:
+        """See :class:`api.live.conversation.Dialect`."""
+        return [self._family_error(error.code, error.message)]
+
+    def close_code(self, code: str) -> int:
+        """See :class:`api.live.conversation.Dialect`."""
+        return code_of(code)
+
+    def _told(self, what: str) -> str:
+        """The session as it was created or updated."""
+        model = self._settings.options(self._live, self._aliases).model
+        shown = {
+            "id": f"sess_{self._id}",
+            "object": "realtime.transcription_session",
+            **self._settings.shown(model, beta=self._beta),
+        }
+        kind = "transcription_session" if self._beta else "session"
+        return self._event(f"{kind}.{what}", session=shown)
+
+    def _committed(self, item: str) -> list[str]:
+        """A turn becomes an item of the conversation, the next after the last."""
+        place = {"previous_item_id": self._last_item}
+        self._last_item = item
+        message = {
+            "id": item,
+            "object": "realtime.item",
+            "type": "message",
+            "status": "completed",
+            "role": "user",
+            "content": [{"type": "input_audio", "transcript": None}],
+        }
+        kinds = ("created",) if self._beta else ("added", "done")
+        return [
+            self._event("input_audio_buffer.committed", item_id=item, **place),
+            *(self._event(f"conversation.item.{kind}", item=message, **place) for kind in kinds),
+        ]
+
+    def _transcribed(self, heard: Delta | TurnTranscript) -> str:
+        about = {"item_id": self._item(heard.turn), "content_index": 0}
+        if isinstance(heard, Delta):
+            return self._event(
+                f"{_TRANSCRIPTION}.delta", **about, delta=heard.text, **self._logprobs(heard.words)
+            )
+        if heard.failure is not None:
+            problem = error_object(family_problem(heard.failure.code, heard.failure.text))
+            return self._event(f"{_TRANSCRIPTION}.failed", **about, error=problem)
+        return self._event(
+            f"{_TRANSCRIPTION}.completed",
+            **about,
+            transcript=heard.text,
+            usage={"type": "duration", "seconds": round(heard.seconds, 3)},
+            **self._logprobs(heard.words),
+        )
+
+    def _logprobs(self, words: Sequence[Word]) -> dict[str, Any]:
+        """Where they are wanted and the model has them."""
+        known = logprobs(words) if self._settings.logprobs else []
+        return {"logprobs": known} if known else {}
+
+    def _item(self, turn: int) -> str:
+        return f"item_{self._id[:16]}_{turn}"
+
+    def _family_error(self, code: str, message: str, event_id: str | None = None) -> str:
+        told = error_object(family_problem(code, message))
+        return self._error({**told, "code": _CODES.get(code, code)}, event_id)
+
+    def _error(self, told: Mapping[str, Any], event_id: str | None) -> str:
+        return self._event("error", error={**told, "event_id": event_id})
+
+    def _event(self, kind: str, **fields: Any) -> str:
+        number = f"event_{self._id[:16]}_{next(self._numbers)}"
+        return json.dumps({"type": kind, "event_id": number, **fields}, ensure_ascii=False)
+
+
+def router(live: LiveStreams, aliases: Aliases) -> APIRouter:
+    """The socket; ``aliases`` are OpenAI's names of models."""
+    routes = APIRouter()
+
+    @routes.websocket("/v1/realtime")
+    async def realtime(
+        websocket: WebSocket,
+        intent: Annotated[str | None, Query()] = None,
+        model: Annotated[str | None, Query()] = None,
+    ) -> None:
+        # Browsers have no headers: a key and the version come as subprotocols beside this one.
+        offered = websocket.scope.get("subprotocols", ())
+        beta = BETA in offered or "realtime=v1" in websocket.headers.get("openai-beta", "")
+        await converse(
+            websocket,
+            live,
+            Realtime(live, aliases, intent=intent, model=model, beta=beta),
+            subprotocol="realtime" if "realtime" in offered else None,
+            say=say_error,
+        )
+
+    return routes
+
+
+def _read(frame: Frame) -> Mapping[str, Any]:
+    if len(frame) > MAX_MESSAGE_CHARS:
+        message = f"An event has at most {MAX_MESSAGE_CHARS} characters."
+        raise _RefusedError("message_too_large", message)
+    try:
+        event = None if isinstance(frame, bytes) else json.loads(frame)
+    except (ValueError, RecursionError):
+        event = None
+    if not isinstance(event, dict):
+        raise _RefusedError("invalid_json", "An event is a JSON object in a text frame.")
+    return event
+
+
+def _audio(event: Mapping[str, Any]) -> bytes:
+    if not isinstance(event.get("audio"), str):
+        code = "invalid_value" if "audio" in event else "missing_required_parameter"
+        raise _RefusedError(code, "audio must be a text in base64.", "audio")
+    try:
+        return binascii.a2b_base64(event["audio"], strict_mode=True)
+    except ValueError as error:
+        raise _RefusedError("invalid_audio", f"audio is no base64: {error}", "audio") from None
+
+
+def _valid(update: type[_Update], event: Mapping[str, Any]) -> _Update:
+    try:
+        return update.model_validate(event.get("session"))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        param = ".".join(str(part) for part in ("session", *wrong["loc"]))
+        code = _VALUE_CODES.get(wrong["type"], "invalid_value")
+        if "format" in param:
+            code = "invalid_audio_format"
+        raise _RefusedError(code, f"{param}: {wrong['msg']}", param) from None
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

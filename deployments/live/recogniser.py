@@ -1,0 +1,78 @@
+"""Recognisers of live streams as a deployment; its streams come over lanes, not as Serve calls."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from configs.settings import LiveSettings
+from deployments.live.lane_client import Directory
+from deployments.live.lane_server import LaneAddress, LaneServer
+from deployments.runtime.model_access import ModelFiles, hardware, streaming_engine
+from deployments.runtime.options import serve_options
+from deployments.runtime.scaling import FollowStreams
+
+_CALLS_AT_ONCE = 64
+"""Ingresses that ask for the address at the same time."""
+
+
+class Live:
+    """Recognises live speech, frame by frame, with the streaming models of the catalogue."""
+
+    def __init__(self, settings: LiveSettings, files: ModelFiles) -> None:
+        self._settings = settings
+        # Imported here: the graph is built also where this engine's library is not installed.
+        from engines.vosk.streaming import LocalRecognizer
+
+        load = partial(streaming_engine, files, hardware(settings))
+        loaded = {model: load(model) for model in settings.preloaded}
+        self._recognizer = LocalRecognizer(
+            lambda model: loaded.get(model) or load(model),
+            tick_s=settings.tick_s,
+            max_streams=settings.max_streams,
+        )
+        self._server = LaneServer(self._recognizer, ray.util.get_node_ip_address())
+
+    async def lane(self) -> dict[str, Any]:
+        """A packed :class:`deployments.live.lane_server.LaneAddress`."""
+        address = LaneAddress(
+            replica=serve.get_replica_context().replica_id.unique_id,
+            host=self._server.host,
+            port=self._server.port,
+            token=self._server.token,
+            streams=self._server.streams,
+            capacity=self._settings.max_streams,
+        )
+        return asdict(address)
+
+    async def check_health(self) -> None:
+        """Called by Serve before the replica is ready, which is when it begins to listen."""
+        await self._server.start()
+
+    async def record_autoscaling_stats(self) -> Mapping[str, float]:
+        """What :class:`deployments.runtime.scaling.FollowStreams` looks at."""
+        return {"streams": self._server.streams, "lag_s": self._recognizer.lag_s()}
+
+
+def live_options(settings: LiveSettings) -> dict[str, Any]:
+    """Options for ``serve.deployment(Live, **options)``: replicas follow streams, not calls."""
+    options = serve_options(settings, _CALLS_AT_ONCE)
+    options["autoscaling_config"]["policy"] = {
+        "policy_function": FollowStreams,
+        "policy_kwargs": {"target_streams": settings.target_streams},
+    }
+    return options
+
+
+def lane_directory(handle: DeploymentHandle[Any]) -> Directory:
+    """Asks all replicas of :class:`Live` for their addresses; a dying one is left out."""
+
+    async def addresses() -> list[LaneAddress]:
+        answers = await handle.broadcast("lane").results_async(return_exceptions=True)
+        return [LaneAddress(**answer) for answer in answers if isinstance(answer, dict)]
+
+    return addresses

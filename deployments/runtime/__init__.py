@@ -1,0 +1,1 @@
+"""What all deployments share: threads, model access, calls, options, scaling, drain, metrics."""

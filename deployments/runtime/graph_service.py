@@ -1,0 +1,141 @@
+"""The service behind every dialect: names become models, the graph runs, replicas are looked at."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Set
+from itertools import chain
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaState
+
+from api.service import FAMILIES
+from configs.catalogue import Catalogue, Family
+from deployments.runtime.handle_ports import (
+    ServedDecoder,
+    ServedDiarizer,
+    ServedEmotions,
+    ServedTranscriber,
+)
+from deployments.runtime.metrics import observe_stage
+from speech.pipeline import ProcessOptions, SpeechGraph, Stage, Task
+from speech.transcript import Segment, Transcript
+
+logger = logging.getLogger("ray.serve")
+
+STATS_TIMEOUT_S = 5.0
+STATUS_AGE_S = 1.0
+"""Readiness asks the Serve controller at most this often."""
+
+
+class GraphService:
+    """Implements :class:`api.service.SpeechService` on the deployments of one application.
+
+    ``defaults`` names the default model of each family that runs here, ``timeouts_s`` the longest
+    call of each deployment.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        handles: Mapping[str, DeploymentHandle[Any]],
+        defaults: Mapping[Family, str],
+        timeouts_s: Mapping[str, float],
+        default_transcriber: str,
+    ) -> None:
+        self._catalogue = catalogue
+        self._handles = handles
+        self._defaults = defaults
+        self._default_transcriber = default_transcriber
+        self._ready: tuple[float, Mapping[str, bool]] = (float("-inf"), {})
+        self._timeouts_s = timeouts_s
+        self._graph = self._graph_for(None)
+
+    def _graph_for(
+        self, job: str | None, begin: Callable[[Stage], None] = lambda stage: None
+    ) -> SpeechGraph:
+        handles, timeouts_s = self._handles, self._timeouts_s
+        return SpeechGraph(
+            ServedDecoder(handles["decoder"], timeouts_s["decoder"], job),
+            ServedTranscriber(self._catalogue, handles, timeouts_s, job),
+            ServedDiarizer(handles.get("diarization"), timeouts_s.get("diarization", 0.0), job),
+            ServedEmotions(handles.get("emotion"), timeouts_s.get("emotion", 0.0), job),
+            observe_stage,
+            begin,
+        )
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """All models that are known, served here or not."""
+        return self._catalogue
+
+    @property
+    def families(self) -> Set[Family]:
+        """The families whose deployment runs in this graph."""
+        return self._defaults.keys()
+
+    @property
+    def default_models(self) -> Mapping[Task, str]:
+        """The model that does a task when the request names none."""
+        tasks: dict[Task, str] = {"transcribe": self._default_transcriber}
+        if "diarization" in self._defaults:
+            tasks["diarization"] = self._defaults["diarization"]
+        if "emotion" in self._defaults:
+            tasks["emotion"] = self._defaults["emotion"]
+        return tasks
+
+    async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
+        """Run the graph on resolved models. Raises the family of :mod:`speech.errors`."""
+        return await self._graph.process(data, options)
+
+    async def process_job(
+        self, job: str, data: bytes, options: ProcessOptions, begin: Callable[[Stage], None]
+    ) -> Transcript:
+        """The same behind the requests of all clients; ``begin`` hears of each stage."""
+        return await self._graph_for(job, begin).process(data, options)
+
+    async def seconds_done(self) -> Mapping[str, float]:
+        """Seconds of audio recognised so far, by job, of all that are being recognised."""
+        recognisers = FAMILIES["transcribe"] & self.families
+        found = await asyncio.gather(*(self._ask_all(family, "progress") for family in recognisers))
+        return dict(chain.from_iterable(jobs.items() for replicas in found for jobs in replicas))
+
+    def stream(
+        self, data: bytes, options: ProcessOptions
+    ) -> AsyncGenerator[Segment | Transcript, None]:
+        """See :meth:`speech.pipeline.SpeechGraph.stream`."""
+        return self._graph.stream(data, options)
+
+    async def ready(self) -> Mapping[str, bool]:
+        """Whether each deployment that keeps replicas has one that runs with its models loaded."""
+        asked_at, states = self._ready
+        if time.monotonic() - asked_at > STATUS_AGE_S:
+            states = await asyncio.to_thread(_running, serve.get_replica_context().app_name)
+            self._ready = (time.monotonic(), states)
+        return states
+
+    async def cache_stats(self) -> list[dict[str, Any]]:
+        """The loaded models of every replica that answers within STATS_TIMEOUT_S."""
+        found = await asyncio.gather(*(self._ask_all(f, "cache_stats") for f in self._defaults))
+        return [entry for replicas in found for entries in replicas for entry in entries]
+
+    async def _ask_all(self, family: Family, method: str) -> list[Any]:
+        """What every replica answers; nothing if one of them does not, or there is none."""
+        try:
+            async with asyncio.timeout(STATS_TIMEOUT_S):
+                return list(await self._handles[family].broadcast(method).results_async())
+        except (TimeoutError, RayError, DeploymentUnavailableError) as error:
+            logger.warning("no %s of %s: %s", method, family, error)
+            return []
+
+
+def _running(app_name: str) -> dict[str, bool]:
+    application = serve.status().applications[app_name]
+    return {
+        name: status.replica_states.get(ReplicaState.RUNNING, 0) > 0
+        for name, status in application.deployments.items()
+    }

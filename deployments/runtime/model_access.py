@@ -1,0 +1,73 @@
+"""Where a replica finds its models and its device: the part that all loaders share."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+from configs.catalogue import Catalogue, ModelEntry
+from configs.settings import EngineSettings
+from deployments.runtime.options import threads
+from engines import device, model_files
+from speech.errors import ModelNotFound
+
+if TYPE_CHECKING:
+    from engines.vosk.streaming import StreamingEngine
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The catalogue together with the places where its files may lie."""
+
+    catalogue: Catalogue
+    models_dir: Path
+    offline: bool
+
+    def entry(self, model: str) -> ModelEntry:
+        """The catalogue's entry. Raises ModelNotFound."""
+        entry = self.catalogue.find(model)
+        if entry is None:
+            raise ModelNotFound(f"no model {model!r} in the catalogue")
+        return entry
+
+    def locate(self, entry: ModelEntry) -> Path:
+        """The directory of a model. Raises ModelUnavailable."""
+        return model_files.locate(entry, self.models_dir, offline=self.offline)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What an engine of this replica may use."""
+
+    device: str
+    compute_type: str
+    threads: int
+
+
+def hardware(settings: EngineSettings) -> Hardware:
+    """The device that Ray gave this replica, and the threads pinned to its CPUs.
+
+    To be called before an engine's library loads: Ray leaves CUDA_VISIBLE_DEVICES unset for a
+    replica without a share of a GPU, which would let it see all of them.
+    """
+    if settings.resources.num_gpus == 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    resolved = device.resolve(settings.device, ray.get_gpu_ids())
+    return Hardware(resolved, settings.compute_type, threads(settings))
+
+
+def streaming_engine(files: ModelFiles, found: Hardware, model: str) -> "StreamingEngine":
+    """A loaded frame-synchronous model; raises ModelNotFound, ModelUnavailable."""
+    # Imported here: the graph is built also where this engine's library is not installed.
+    from engines.vosk.streaming import StreamingEngine
+
+    entry = files.entry(model)
+    return StreamingEngine(
+        entry,
+        files.locate(entry),
+        device=found.device,
+        compute_type=found.compute_type,
+        threads=found.threads,
+    )

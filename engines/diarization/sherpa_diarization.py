@@ -1,0 +1,179 @@
+"""Diarization with sherpa-onnx, the light backend: no torch.
+
+sherpa-onnx 2.0 holds the interpreter's lock while it works through a file, minutes for an hour of
+audio, and ignores the wish to stop. So it works in a process of its own: the replica stays alive
+to health checks, and cancelling kills that process.
+"""
+
+import importlib.util
+import multiprocessing
+import signal
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.diarization.speaker_turns import (
+    Cancel,
+    check_numbers,
+    named_by_appearance,
+    one_at_a_time,
+    raise_if,
+    taking_turns,
+    turns_within,
+)
+from speech.audio import SAMPLE_RATE, Samples
+from speech.errors import EngineFailed, ModelUnavailable
+from speech.ports import DiarizeOptions
+from speech.transcript import Diarization, Turn
+
+_FILES = ("segmentation.onnx", "embedding.onnx")
+_LOAD_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 5.0
+_SHORTEST_S = 1.0
+"""Audio is padded to this length: the embedding needs some frames."""
+
+
+class SherpaDiarizationEngine:
+    """pyannote segmentation and a speaker embedding as ONNX models; see DiarizationEngine."""
+
+    def __init__(self, path: Path, *, device: str, threads: int, threshold: float = 0.5) -> None:
+        """Load ``segmentation.onnx`` and ``embedding.onnx`` from a directory.
+
+        ``device`` "cuda" needs sherpa-onnx's CUDA build. ``threshold`` is the cosine distance at
+        which the clustering stops to merge voices; the right one depends on the embedding. Raises
+        ModelUnavailable.
+        """
+        if importlib.util.find_spec("sherpa_onnx") is None:
+            raise ModelUnavailable(
+                "sherpa-onnx is not installed here; install speechgraph[diarization-light]"
+            )
+        missing = [name for name in _FILES if not (path / name).is_file()]
+        if missing:
+            raise ModelUnavailable(f"{path} holds no {' and no '.join(missing)}")
+        self._arguments = (path, device, threads, threshold)
+        self._lock = threading.Lock()
+        self._worker = _Worker(*self._arguments)
+
+    def diarize(
+        self, samples: Samples, options: DiarizeOptions, cancelled: Cancel = lambda: False
+    ) -> Diarization:
+        """See :class:`engines.diarization.pyannote_audio.DiarizationEngine`.
+
+        Without an exact number the clustering finds one; should it fall outside of min and max,
+        the audio is gone through again with the nearer bound as the number. Where turns overlap,
+        the exclusive turns leave the floor to whoever began first.
+        """
+        check_numbers(options)
+        if not samples.any():  # empty, or digital silence
+            return Diarization((), ())
+        with taking_turns(self._lock, cancelled):
+            turns = self._turns(samples, options.num_speakers, cancelled)
+            found = len({turn.speaker for turn in turns})
+            bound = min(max(found, options.min_speakers or 1), options.max_speakers or found)
+            if found and bound != found and options.num_speakers is None:
+                turns = self._turns(samples, bound, cancelled)
+        return named_by_appearance(turns, one_at_a_time(turns))
+
+    def _turns(self, samples: Samples, speakers: int | None, cancelled: Cancel) -> list[Turn]:
+        if not self._worker.is_alive():
+            self._worker = _Worker(*self._arguments)
+        padded = np.pad(samples, (0, max(0, round(_SHORTEST_S * SAMPLE_RATE) - len(samples))))
+        segments = self._worker.process(padded, speakers, cancelled)
+        return turns_within(segments, len(samples) / SAMPLE_RATE)
+
+
+class _Worker:
+    """The process that runs the models; it ends when this object goes."""
+
+    def __init__(self, path: Path, device: str, threads: int, threshold: float) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, path, device, threads, threshold), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        failure = "it does not start"
+        if self._pipe.poll(_LOAD_TIMEOUT_S):
+            try:
+                failure = self._pipe.recv()
+            except EOFError:
+                failure = "it dies while loading"
+        if failure:
+            self._stop()
+            raise ModelUnavailable(f"the diarization model in {path} does not load: {failure}")
+
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.join(_STOP_TIMEOUT_S)
+
+    def process(
+        self, samples: Samples, speakers: int | None, cancelled: Cancel
+    ) -> list[tuple[float, float, str]]:
+        """(start, end, speaker) of the turns. Raises Cancelled, EngineFailed."""
+        try:
+            self._pipe.send(speakers)
+            self._pipe.send_bytes(samples.data)
+            while not self._pipe.poll(0.1):
+                raise_if(cancelled)
+            answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self._stop()
+            raise EngineFailed("the process of sherpa-onnx died of this audio") from error
+        except BaseException:
+            self._stop()
+            raise
+        if isinstance(answer, str):
+            raise EngineFailed(f"sherpa-onnx failed: {answer}")
+        return list(answer)
+
+
+def _serve(pipe: Connection, path: Path, device: str, threads: int, threshold: float) -> None:
+    """Body of the process: audio and a number of speakers in, segments out, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # stopping is the parent's affair
+    try:
+        config = _configuration(path, device, threads, threshold)
+        diarization = _library().OfflineSpeakerDiarization(config)
+    except Exception as error:
+        pipe.send(str(error) or type(error).__name__)
+        return
+    pipe.send("")
+    while True:
+        try:
+            speakers = pipe.recv()
+            samples = np.frombuffer(pipe.recv_bytes(), np.float32)
+        except EOFError:
+            return
+        try:
+            config.clustering.num_clusters = speakers or -1
+            diarization.set_config(config)
+            segments = diarization.process(samples).sort_by_start_time()
+            pipe.send([(s.start, s.end, str(s.speaker)) for s in segments])
+        except Exception as error:
+            pipe.send(str(error) or type(error).__name__)
+
+
+def _library() -> Any:
+    import sherpa_onnx
+
+    return sherpa_onnx
+
+
+def _configuration(path: Path, device: str, threads: int, threshold: float) -> Any:
+    sherpa_onnx = _library()
+    segmentation, embedding = (str(path / name) for name in _FILES)
+    runtime = {"num_threads": threads, "provider": device}
+    return sherpa_onnx.OfflineSpeakerDiarizationConfig(
+        segmentation=sherpa_onnx.OfflineSpeakerSegmentationModelConfig(
+            pyannote=sherpa_onnx.OfflineSpeakerSegmentationPyannoteModelConfig(model=segmentation),
+            **runtime,
+        ),
+        embedding=sherpa_onnx.SpeakerEmbeddingExtractorConfig(model=embedding, **runtime),
+        clustering=sherpa_onnx.FastClusteringConfig(threshold=threshold),
+    )

@@ -1,0 +1,170 @@
+"""The files of a model on this machine: a local directory first, then the hub.
+
+``python -m engines.model_files MODEL... | --all`` fetches models ahead of time
+(``make models-pull``).
+"""
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT, Catalogue, ModelEntry
+from speech.errors import ModelUnavailable
+
+logger = logging.getLogger(__name__)
+
+ORIGIN_FILE = ".origin"
+"""Written into a fetched directory: ``owner/name@commit``."""
+_INCOMING = ".incoming"
+_LOCK_WAIT_S = 3600.0
+
+
+def locate(entry: ModelEntry, models_dir: Path, *, offline: bool, token: str | None = None) -> Path:
+    """The directory of a model's files, fetched from the hub if it is not here.
+
+    Looks at the directory of the catalogue entry, then at ``models_dir/<id>``, then asks the hub,
+    unless ``offline`` or ``HF_HUB_OFFLINE`` forbids it. A directory that was fetched from another
+    repository or commit than the entry pins now counts as missing; one put there by hand is taken
+    as it is. ``token`` defaults to ``HF_TOKEN``. Raises ModelUnavailable.
+    """
+    fetched = _under(models_dir) / entry.id
+    if entry.source.path is not None:
+        here = _under(Path(entry.source.path))
+        for directory in (here, fetched):
+            if directory.is_dir():
+                return directory
+        raise ModelUnavailable(
+            f"model {entry.id} is not here: {here} does not exist; see docs/models.md"
+        )
+    if fetched.is_dir() and _is_current(entry, fetched):
+        return fetched
+    if offline or _hub_is_off():
+        raise ModelUnavailable(
+            f"model {entry.id} is not in {fetched} and the hub is switched off; {_advice(entry)}"
+        )
+    return pull(entry, models_dir, token=token)
+
+
+def pull(entry: ModelEntry, models_dir: Path, *, token: str | None = None) -> Path:
+    """Fetch a model from the hub into ``models_dir/<id>`` and return that directory.
+
+    The directory appears under its name only when every file is there; an interrupted pull is
+    taken up where it stopped. Processes on one machine take turns. Raises ModelUnavailable.
+    """
+    if entry.source.repo is None:
+        raise ModelUnavailable(f"model {entry.id} has no hub repository; see docs/models.md")
+    from filelock import FileLock
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, snapshot_download
+
+    target = _under(models_dir) / entry.id
+    incoming = _under(models_dir) / _INCOMING
+    lock = incoming / f"{entry.id}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=_LOCK_WAIT_S):
+            if target.is_dir() and _is_current(entry, target):
+                return target
+            revision = entry.source.revision
+            info = HfApi(token=token).model_info(entry.source.repo, revision=revision)
+            landing = incoming / f"{entry.id}@{info.sha}"
+            logger.info("fetching %s from %s@%s", entry.id, entry.source.repo, info.sha)
+            snapshot_download(
+                entry.source.repo,
+                revision=info.sha,
+                local_dir=landing,
+                allow_patterns=list(entry.source.files) or None,
+                token=token,
+            )
+            _settle(landing, target, f"{entry.source.repo}@{info.sha}")
+    except (HTTPError, OSError) as error:
+        raise ModelUnavailable(
+            f"model {entry.id} could not be fetched from the hub ({error}); {_advice(entry)}"
+        ) from error
+    return target
+
+
+def _settle(landing: Path, target: Path, origin: str) -> None:
+    shutil.rmtree(landing / ".cache", ignore_errors=True)  # the hub client's own bookkeeping
+    (landing / ORIGIN_FILE).write_text(origin + "\n", encoding="utf-8")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        retired = landing.with_suffix(".old")
+        target.rename(retired)
+        landing.rename(target)
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        landing.rename(target)
+
+
+def _is_current(entry: ModelEntry, directory: Path) -> bool:
+    try:
+        origin = (directory / ORIGIN_FILE).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return True
+    return origin.startswith(f"{entry.source.repo}@{entry.source.revision or ''}")
+
+
+def _under(path: Path) -> Path:
+    """Relative paths count from the repository, wherever a replica was started."""
+    return REPOSITORY_ROOT / path.expanduser()
+
+
+def _hub_is_off() -> bool:
+    from huggingface_hub.constants import is_offline_mode
+
+    return is_offline_mode()
+
+
+def _advice(entry: ModelEntry) -> str:
+    advice = f"fetch it with `make models-pull MODEL={entry.id}`"
+    if entry.source.gated:
+        advice += (
+            f" after accepting its licence at https://huggingface.co/{entry.source.repo}"
+            " and setting HF_TOKEN"
+        )
+    return advice
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fetch the named models, or all that live on the hub; 1 if any of them failed."""
+    parser = argparse.ArgumentParser(prog="python -m engines.model_files", description=main.__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="id or alias of the catalogue")
+    parser.add_argument("--all", action="store_true", help="every model that has a hub repository")
+    parser.add_argument("--models-dir", type=Path, default=Path("models/hub"))
+    parser.add_argument("--catalogue", type=Path, default=CATALOGUE_PATH)
+    options = parser.parse_args(arguments)
+    if options.all == bool(options.models):
+        parser.error("name the models to fetch, or say --all")
+    catalogue = Catalogue.load(options.catalogue)
+    if options.all:
+        entries = [entry for entry in catalogue.models if entry.source.repo is not None]
+    else:
+        entries = []
+        for name in options.models:
+            entry = catalogue.find(name)
+            if entry is None:
+                parser.error(f"no model {name} in {options.catalogue}")
+            entries.append(entry)
+    failed = False
+    for entry in entries:
+        try:
+            directory = locate(entry, options.models_dir, offline=False)
+        except ModelUnavailable as error:
+            failed = True
+            sys.stderr.write(f"{error.message}\n")
+            continue
+        sys.stdout.write(f"{entry.id}\t{directory}\t{_origin(directory)}\n")
+    return int(failed)
+
+
+def _origin(directory: Path) -> str:
+    origin = directory / ORIGIN_FILE
+    return origin.read_text(encoding="utf-8").strip() if origin.exists() else "local"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Vosk and GigaAM on sherpa-onnx: whole utterances and streams."""

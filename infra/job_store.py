@@ -1,0 +1,357 @@
+"""The store of jobs in SQL: SQLite for one machine, PostgreSQL for several.
+
+Every operation is one statement that commits by itself, so it happens wholly or not at all on both.
+A lease is a token in the row: whoever writes names the token it was given, and a token that was
+replaced meanwhile changes nothing. That alone makes a job end once.
+"""
+
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from speech.errors import Overloaded, SpeechError
+from speech.jobs.desk import Job, Lease, Load, NewJob
+
+BUSY_TIMEOUT_MS = 10_000
+"""How long a process waits for another one that writes to the same SQLite file."""
+POSTGRES_TIMEOUTS = {"connect_timeout": 5, "options": "-c statement_timeout=10s"}
+_CREATION_LOCK = 0x73706A6F62  # "spjob"
+"""PostgreSQL's advisory lock of who creates the tables: IF NOT EXISTS alone fails in several ways
+when another process creates the same at the same moment."""
+
+_jobs = sa.Table(
+    "speechgraph_jobs",
+    sa.MetaData(),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("audio_bytes", sa.BigInteger),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("started_at", sa.Double),
+    sa.Column("ended_at", sa.Double),
+    sa.Column("due_at", sa.Double),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("lease", sa.Text),
+    sa.Column("lease_until", sa.Double),
+    sa.Column("stage", sa.Text),
+    sa.Column("seconds_done", sa.Double, nullable=False),
+    sa.Column("error_code", sa.Text),
+    sa.Column("error", sa.Text),
+    sa.Column("webhook_url", sa.Text),
+    sa.Column("webhook_state", sa.Text),
+    sa.Column("webhook_attempts", sa.Integer, nullable=False),
+    sa.Column("webhook_due_at", sa.Double),
+    sa.Column("result", sa.Text),
+    sa.UniqueConstraint("owner", "idempotency_key"),
+)
+_c = _jobs.c
+_INDEXES = (
+    sa.Index("speechgraph_jobs_state", _c.state, _c.due_at),
+    sa.Index("speechgraph_jobs_owner", _c.owner, _c.created_at, _c.id),
+    sa.Index("speechgraph_jobs_webhook", _c.webhook_due_at),
+)
+_VIEW = [_c[name] for name in Job.__dataclass_fields__ if name != "result"]
+_RUNS = _c.state.in_(("queued", "processing"))
+
+
+class SqlJobStore:
+    """Implements :class:`speech.jobs.desk.JobStore`; may be used by several threads and processes.
+
+    ``url`` is one of SQLAlchemy. Clocks of machines that share a store must agree much better than
+    the length of a lease: otherwise work is done twice, though its result is still taken once.
+    Raises Overloaded if the database cannot be reached.
+    """
+
+    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        place = sa.make_url(url)
+        sqlite = place.get_backend_name() == "sqlite"
+        self._engine = sa.create_engine(
+            place,
+            isolation_level="AUTOCOMMIT",
+            pool_pre_ping=True,
+            connect_args={} if sqlite else POSTGRES_TIMEOUTS,
+        )
+        if sqlite:
+            Path(str(place.database)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+        self._create()
+
+    def _create(self) -> None:
+        statements: tuple[sa.Executable, ...] = (
+            CreateTable(_jobs, if_not_exists=True),
+            *(CreateIndex(index, if_not_exists=True) for index in _INDEXES),
+        )
+        with self._connection() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execution_options(isolation_level="READ COMMITTED")
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
+            for statement in statements:
+                connection.execute(statement)
+            connection.commit()
+
+    def close(self) -> None:
+        """Close the connections; the store may not be used after."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except (InterfaceError, NoConnection, OperationalError) as error:
+            raise Overloaded("the job store does not answer") from error
+
+    def add(self, job: NewJob) -> Job | None:
+        """See :meth:`speech.jobs.desk.JobStore.add`."""
+        now = self._clock()
+        statement = (
+            sa.insert(_jobs)
+            .values(
+                id=job.id,
+                owner=job.owner,
+                state="queued",
+                request=job.request,
+                fingerprint=job.fingerprint,
+                idempotency_key=job.idempotency_key,
+                audio_bytes=job.audio_bytes,
+                created_at=now,
+                due_at=now,
+                attempts=0,
+                seconds_done=0.0,
+                webhook_url=job.webhook_url,
+                webhook_attempts=0,
+            )
+            .returning(*_VIEW)
+        )
+        try:
+            with self._connection() as connection:
+                return _job(connection.execute(statement).one())
+        except IntegrityError:
+            return None
+
+    def find(self, owner: str, id: str) -> Job | None:
+        """See :meth:`speech.jobs.desk.JobStore.find`."""
+        return self._one(sa.select(*_VIEW, _c.result).where(_c.id == id, _c.owner == owner))
+
+    def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
+        """See :meth:`speech.jobs.desk.JobStore.find_by_key`."""
+        used = (_c.owner == owner, _c.idempotency_key == idempotency_key)
+        return self._one(sa.select(*_VIEW, _c.result).where(*used))
+
+    def page(self, owner: str, limit: int, after: str | None) -> Sequence[Job]:
+        """See :meth:`speech.jobs.desk.JobStore.page`."""
+        order = sa.tuple_(_c.created_at, _c.id)
+        statement = (
+            sa.select(*_VIEW)
+            .where(_c.owner == owner)
+            .order_by(_c.created_at.desc(), _c.id.desc())
+            .limit(limit)
+        )
+        if after is not None:
+            last = _jobs.alias()
+            place = sa.select(last.c.created_at, last.c.id).where(
+                last.c.id == after, last.c.owner == owner
+            )
+            statement = statement.where(order < place.scalar_subquery())
+        with self._connection() as connection:
+            return [_job(row) for row in connection.execute(statement)]
+
+    def cancel(self, owner: str, id: str) -> Job | None:
+        """See :meth:`speech.jobs.desk.JobStore.cancel`."""
+        self._write(self._ended("cancelled").where(_c.id == id, _c.owner == owner, _RUNS))
+        return self.find(owner, id)
+
+    def load(self) -> Load:
+        """See :meth:`speech.jobs.desk.JobStore.load`."""
+
+        def count(state: str) -> sa.ColumnElement[int]:
+            return sa.func.count().filter(_c.state == state)
+
+        stored = sa.func.coalesce(sa.func.sum(_c.audio_bytes), 0)
+        statement = sa.select(count("queued"), count("processing"), stored)
+        with self._connection() as connection:
+            queued, processing, stored_bytes = connection.execute(statement).one()
+        return Load(queued, processing, int(stored_bytes))
+
+    def take(self, lease_s: float) -> Lease | None:
+        """See :meth:`speech.jobs.desk.JobStore.take`."""
+        now = self._clock()
+        return self._seize(
+            (_c.state == "queued", _c.due_at <= now),
+            {
+                "state": "processing",
+                "attempts": _c.attempts + 1,
+                "started_at": sa.func.coalesce(_c.started_at, now),
+                "stage": None,
+                "seconds_done": 0.0,
+            },
+            lease_s,
+        )
+
+    def take_lost(self, lease_s: float) -> Lease | None:
+        """See :meth:`speech.jobs.desk.JobStore.take_lost`."""
+        lost = (_c.state == "processing", _c.lease_until < self._clock())
+        return self._seize(lost, {}, lease_s)
+
+    def _seize(
+        self, which: Sequence[sa.ColumnElement[bool]], values: Mapping[str, Any], lease_s: float
+    ) -> Lease | None:
+        token = uuid.uuid4().hex
+        leased = {"lease": token, "lease_until": self._clock() + lease_s}
+        statement = _first(which, _c.created_at).values({**values, **leased}).returning(*_VIEW)
+        job = self._one(statement)
+        return None if job is None else Lease(job, token)
+
+    def beat(self, lease: Lease, lease_s: float, stage: str | None, seconds_done: float) -> bool:
+        """See :meth:`speech.jobs.desk.JobStore.beat`."""
+        until = self._clock() + lease_s
+        held = _held(lease).values(lease_until=until, stage=stage, seconds_done=seconds_done)
+        return self._write(held) > 0
+
+    def complete(self, lease: Lease, result: str) -> bool:
+        """See :meth:`speech.jobs.desk.JobStore.complete`."""
+        statement = self._ended("completed", result=result, error=None, error_code=None)
+        return self._write(statement.where(*_holds(lease))) > 0
+
+    def fail(self, lease: Lease, error: SpeechError) -> bool:
+        """See :meth:`speech.jobs.desk.JobStore.fail`."""
+        statement = self._ended("failed", **_told(error))
+        return self._write(statement.where(*_holds(lease))) > 0
+
+    def _ended(self, state: str, **values: Any) -> sa.Update:
+        now = self._clock()
+        told = _c.webhook_url.is_not(None)
+        return sa.update(_jobs).values(
+            state=state,
+            ended_at=now,
+            lease=None,
+            lease_until=None,
+            webhook_state=sa.case((told, "pending")),
+            webhook_due_at=sa.case((told, now)),
+            **values,
+        )
+
+    def put_back(
+        self, lease: Lease, delay_s: float, error: SpeechError | None, *, counted: bool
+    ) -> bool:
+        """See :meth:`speech.jobs.desk.JobStore.put_back`."""
+        statement = _held(lease).values(
+            state="queued",
+            due_at=self._clock() + delay_s,
+            lease=None,
+            lease_until=None,
+            attempts=_c.attempts - (0 if counted else 1),
+            **({} if error is None else _told(error)),
+        )
+        return self._write(statement) > 0
+
+    def take_webhook(self, hold_s: float) -> Job | None:
+        """See :meth:`speech.jobs.desk.JobStore.take_webhook`."""
+        now = self._clock()
+        due = (_c.webhook_due_at <= now,)
+        statement = _first(due, _c.webhook_due_at).values(
+            webhook_attempts=_c.webhook_attempts + 1, webhook_due_at=now + hold_s
+        )
+        return self._one(statement.returning(*_VIEW))
+
+    def webhook_told(self, id: str) -> None:
+        """See :meth:`speech.jobs.desk.JobStore.webhook_told`."""
+        told = sa.update(_jobs).where(_c.id == id)
+        self._write(told.values(webhook_state="delivered", webhook_due_at=None))
+
+    def webhook_failed(self, id: str, retry_in_s: float | None) -> None:
+        """See :meth:`speech.jobs.desk.JobStore.webhook_failed`."""
+        told = sa.update(_jobs).where(_c.id == id, _c.webhook_state == "pending")
+        if retry_in_s is None:
+            self._write(told.values(webhook_state="failed", webhook_due_at=None))
+        else:
+            self._write(told.values(webhook_due_at=self._clock() + retry_in_s))
+
+    def stale_audio(self, ttl_s: float) -> Sequence[str]:
+        """See :meth:`speech.jobs.desk.JobStore.stale_audio`."""
+        old = (_c.ended_at < self._clock() - ttl_s, _c.audio_bytes.is_not(None))
+        with self._connection() as connection:
+            return connection.execute(sa.select(_c.id).where(*old)).scalars().all()
+
+    def audio_gone(self, id: str) -> None:
+        """See :meth:`speech.jobs.desk.JobStore.audio_gone`."""
+        self._write(sa.update(_jobs).where(_c.id == id).values(audio_bytes=None))
+
+    def with_audio(self) -> set[str]:
+        """See :meth:`speech.jobs.desk.JobStore.with_audio`."""
+        statement = sa.select(_c.id).where(_c.audio_bytes.is_not(None))
+        with self._connection() as connection:
+            return set(connection.execute(statement).scalars())
+
+    def forget(self, ttl_s: float) -> int:
+        """See :meth:`speech.jobs.desk.JobStore.forget`."""
+        old = (_c.ended_at < self._clock() - ttl_s, _c.audio_bytes.is_(None))
+        return self._write(sa.delete(_jobs).where(*old))
+
+    def _one(self, statement: sa.Executable) -> Job | None:
+        with self._connection() as connection:
+            row = connection.execute(statement).one_or_none()
+        return None if row is None else _job(row)
+
+    def _write(self, statement: sa.UpdateBase) -> int:
+        with self._connection() as connection:
+            return connection.execute(statement).rowcount
+
+
+def _first(which: Sequence[sa.ColumnElement[bool]], order: sa.Column[Any]) -> sa.Update:
+    """An update of the first row that is so and that nobody else is updating."""
+    first = sa.select(_c.id).where(*which).order_by(order).limit(1)
+    # As a scalar subquery PostgreSQL evaluates it once; SQLite has one writer and ignores the lock.
+    return sa.update(_jobs).where(
+        _c.id == first.with_for_update(skip_locked=True).scalar_subquery()
+    )
+
+
+def _holds(lease: Lease) -> tuple[sa.ColumnElement[bool], ...]:
+    return (_c.id == lease.job.id, _c.state == "processing", _c.lease == lease.token)
+
+
+def _held(lease: Lease) -> sa.Update:
+    return sa.update(_jobs).where(*_holds(lease))
+
+
+def _told(error: SpeechError) -> dict[str, str]:
+    return {"error_code": error.code, "error": error.message.replace("\0", "")}
+
+
+def _job(row: sa.Row[Any]) -> Job:
+    return Job(**row._mapping)
+
+
+def _prepare_sqlite(connection: Any, record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    _keep_wal(cursor)
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def _keep_wal(cursor: sqlite3.Cursor) -> None:
+    """Turn the write-ahead log on; the busy timeout does not hold for that, so wait here."""
+    gives_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > gives_up_at:
+                raise
+            time.sleep(0.01)

@@ -1,0 +1,1 @@
+"""Jobs: their states, how they are taken in, and how they are worked on."""

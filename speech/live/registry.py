@@ -1,0 +1,123 @@
+"""The live sessions of one process: admission, sockets that drop and come back, drain."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from speech.errors import Overloaded
+from speech.live.session import LiveSession
+
+DRAIN_S = 10.0
+"""How long a drained session may wait for the end of its utterance."""
+
+
+@dataclass(eq=False)
+class _Entry:
+    session: LiveSession
+    task: asyncio.Task[None]
+    attached: asyncio.Event | None = None
+    expiry: asyncio.TimerHandle | None = None
+
+
+class Sessions:
+    """At most ``max_sessions`` streams, and as many sockets.
+
+    A session outlives its socket by ``retention_s`` if its dialect can resume; one that drops for
+    good is cancelled, which frees all it holds.
+    """
+
+    def __init__(
+        self,
+        max_sessions: int,
+        retention_s: float,
+        observe: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._max = max_sessions
+        self._retention_s = retention_s
+        self._observe = observe
+        self._sockets = 0
+        self._entries: dict[str, _Entry] = {}
+        self.stopping = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        """Whether no more streams are taken."""
+        return self.stopping.is_set()
+
+    @property
+    def count(self) -> int:
+        """Sessions that are alive, those without a socket included."""
+        return len(self._entries)
+
+    @contextlib.contextmanager
+    def socket(self) -> Iterator[None]:
+        """The place of one socket. Raises Overloaded at once when there is none."""
+        self._admit(self._sockets)
+        self._sockets += 1
+        try:
+            yield
+        finally:
+            self._sockets -= 1
+
+    def start(self, session: LiveSession) -> None:
+        """Let a session live, in place of one of the same id; raises Overloaded."""
+        stale = self._entries.get(session.id)
+        self._admit(self.count - (stale is not None))
+        if stale is not None:
+            self._forget(stale)
+        task = asyncio.create_task(session.run())
+        self._entries[session.id] = _Entry(session, task)
+        self._observe(self.count)
+
+    def find(self, session_id: str) -> LiveSession | None:
+        """A session that may be resumed."""
+        entry = self._entries.get(session_id)
+        return entry.session if entry else None
+
+    def attach(self, session: LiveSession) -> asyncio.Event:
+        """Give a session another socket; the event is set when that one is superseded in turn."""
+        entry = self._entries[session.id]
+        if entry.attached is not None:
+            entry.attached.set()
+        if entry.expiry is not None:
+            entry.expiry.cancel()
+            entry.expiry = None
+        entry.attached = asyncio.Event()
+        return entry.attached
+
+    async def leave(self, session: LiveSession, owner: asyncio.Event, *, resumable: bool) -> None:
+        """The socket of a session is gone: keep the session for a while, or end it now."""
+        entry = self._entries.get(session.id)
+        if entry is None or entry.attached is not owner:
+            return
+        entry.attached = None
+        if resumable and not session.finished and self._retention_s > 0 and not self.draining:
+            loop = asyncio.get_running_loop()
+            entry.expiry = loop.call_later(self._retention_s, self._forget, entry)
+        else:
+            self._forget(entry)
+            await asyncio.gather(entry.task, return_exceptions=True)
+
+    def _admit(self, taken: int) -> None:
+        if self.draining:
+            raise Overloaded("this replica is being stopped", 1.0)
+        if taken >= self._max:
+            raise Overloaded(f"{self._max} streams are being heard already")
+
+    def _forget(self, entry: _Entry) -> None:
+        entry.task.cancel()
+        if entry.attached is not None:
+            entry.attached.set()
+        if self._entries.get(entry.session.id) is entry:
+            del self._entries[entry.session.id]
+        self._observe(self.count)
+
+    async def drain(self) -> None:
+        """Take no more streams, and end those that are there at their next pause."""
+        self.stopping.set()
+        for entry in self._entries.values():
+            entry.session.drain()
+        await asyncio.sleep(DRAIN_S)
+        for entry in list(self._entries.values()):
+            entry.session.end()

@@ -1,0 +1,1 @@
+"""Bytes of a file become samples: containers, decoding, tempo, regions of speech."""

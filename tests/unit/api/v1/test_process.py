@@ -1,0 +1,576 @@
+"""The v1 dialect: what clients may ask of ``POST /v1/process``, and what they are told."""
+
+import json
+import logging
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import TypeAdapter
+
+from api.errors import STATUS
+from api.v1.process import ProcessResponse
+from api.v1.requests import DiaSettings, EmoSettings, ProcessRequest, TraSettings
+from speech import errors
+from speech.errors import EngineFailed, ModelUnavailable, Overloaded, SpeechError
+from speech.ports import DiarizeOptions, EmotionOptions, TranscribeOptions
+from speech.transcript import BranchError, EmotionSpan, Segment, Transcript, Turn, Word
+from tests.unit.fake_service import FakeService, app_of, client_of
+
+SCORES = {"angry": 0.1, "sad": 0.2, "neutral": 0.3, "positive": 0.4}
+TRANSCRIPT = Transcript(
+    duration=2.5,
+    language="ru",
+    segments=(
+        Segment(
+            0.0,
+            1.0123456,
+            " Привет, мир.",
+            (
+                Word(" Привет,", 0.0, 0.4321987, 0.98, "SPEAKER_00"),
+                Word(" мир.", 0.5, 1.0123456, None, "SPEAKER_00"),
+            ),
+            speaker="SPEAKER_00",
+            emotion=SCORES,
+        ),
+        Segment(1.5, 2.0, " Да.", (Word(" Да.", 1.5, 2.0, 0.5),)),
+    ),
+    turns=(Turn(0.0301234, 1.0456789, "SPEAKER_00"),),
+    emotions=(EmotionSpan(0.0, 0.4321987, SCORES, "SPEAKER_00"),),
+    models={"transcribe": "large-v3-turbo"},
+    stage_seconds={"decode": 0.1},
+    warnings=("something to know",),
+)
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+async def client(service: FakeService):
+    async with client_of(app_of(service)) as client:
+        yield client
+
+
+async def ask(client: httpx.AsyncClient, request: Any, audio: bytes = b"RIFF") -> httpx.Response:
+    text = request if isinstance(request, str) else json.dumps(request)
+    return await client.post(
+        "/v1/process", files={"audio": ("speech.wav", audio)}, data={"request_json": text}
+    )
+
+
+async def ask_tra(client: httpx.AsyncClient, **tra: Any) -> httpx.Response:
+    return await ask(client, {"settings": {"tra": tra}})
+
+
+# ---------------------------------------------------------------- what may be asked
+
+
+async def test_diarization_without_a_dia_block_means_its_defaults(client, service):
+    answer = await ask(client, '{"settings":{"tasks":["transcribe","diarization"]}}')
+    assert answer.status_code == 200
+    assert service.options.tasks == {"transcribe", "diarization"}
+    assert service.options.diarize == DiarizeOptions(model="pyannote")
+
+
+async def test_emotion_alone_is_a_request_and_names_the_recogniser_that_finds_the_sentences(
+    client, service
+):
+    request = {"settings": {"tasks": ["emotion"], "emo": {"analysis_level": "sentence"}}}
+    assert (await ask(client, request)).status_code == 200
+    assert service.options.tasks == {"emotion"}
+    assert service.options.emotion == EmotionOptions(model="emo", level="sentence")
+    assert service.options.transcribe.model == "large-v3-turbo"
+
+
+async def test_an_empty_settings_object_means_transcription_with_all_defaults(client, service):
+    assert (await ask(client, {"settings": {}})).status_code == 200
+    assert service.calls[0][0] == b"RIFF"
+    assert service.options.tasks == {"transcribe"}
+    assert service.options.transcribe == TranscribeOptions(model="large-v3-turbo")
+    assert not service.options.partial_results
+
+
+async def test_null_blocks_mean_their_defaults(client, service):
+    blocks = {"tra": None, "dia": None, "emo": None}
+    tasks = ["transcribe", "diarization", "emotion"]
+    assert (await ask(client, {"settings": {"tasks": tasks, **blocks}})).status_code == 200
+    assert service.options.transcribe == TranscribeOptions(model="large-v3-turbo")
+    assert service.options.diarize == DiarizeOptions(model="pyannote")
+    assert service.options.emotion == EmotionOptions(model="emo", level="word")
+
+
+async def test_every_recognition_option_reaches_the_graph(client, service):
+    tra = {
+        "model": "small",
+        "language": "RU",
+        "language_detection_threshold": 0.9,
+        "language_detection_segments": 3,
+        "beam_size": 10,
+        "no_speech_threshold": None,
+        "word_timestamps": False,
+        "vad_filter": True,
+        "batch_size": 64,
+        "task": "translate",
+        "initial_prompt": "Слова",
+        "log_progress": True,
+        "best_of": 1,
+        "patience": 2.0,
+        "length_penalty": 0.5,
+        "repetition_penalty": 1.5,
+        "no_repeat_ngram_size": 3,
+        "temperature": [0.5, 1],
+        "compression_ratio_threshold": None,
+        "log_prob_threshold": -2.0,
+        "condition_on_previous_text": False,
+        "prompt_reset_on_temperature": 0.1,
+        "prefix": "Итак",
+        "suppress_blank": False,
+        "suppress_tokens": [1, 2],
+        "without_timestamps": True,
+        "max_initial_timestamp": 2.0,
+        "prepend_punctuations": "(",
+        "append_punctuations": ")",
+        "multilingual": True,
+        "vad_parameters": {"min_silence_duration_ms": 300, "threshold": 0.4},
+        "max_new_tokens": 100,
+        "chunk_length": 20,
+        "clip_timestamps": [0, 1.5],
+        "hallucination_silence_threshold": 2.0,
+        "hotwords": "Зураб",
+    }
+    assert set(tra) == set(TranscribeOptions.__slots__)
+    assert (await ask_tra(client, **tra)).status_code == 200
+    expected = tra | {
+        "language": "ru",
+        "temperature": (0.5, 1.0),
+        "suppress_tokens": (1, 2),
+        "clip_timestamps": (0.0, 1.5),
+    }
+    assert service.options.transcribe == TranscribeOptions(**expected)
+
+
+@pytest.mark.parametrize("language", ["auto", "AUTO", None, ""])
+async def test_language_auto_means_that_it_is_detected(client, service, language):
+    await ask_tra(client, language=language)
+    assert service.options.transcribe.language is None
+
+
+async def test_a_single_temperature_is_a_list_of_one(client, service):
+    await ask_tra(client, temperature=0.3)
+    assert service.options.transcribe.temperature == (0.3,)
+
+
+async def test_diarization_options_reach_the_graph(client, service):
+    dia = {"use_gpu": False, "stereo_mode": True, "min_speakers": 2, "max_speakers": 3}
+    await ask(client, {"settings": {"tasks": ["diarization"], "dia": dia}})
+    assert service.options.diarize == DiarizeOptions("pyannote", **dia)
+
+
+async def test_unknown_keys_are_ignored(client):
+    tra = {"beam_size": 2, "no_such_option": 1}
+    request = {"settings": {"tra": tra, "extra": {}}, "enable_cache": True}
+    assert (await ask(client, request)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "accepted", "refused"),
+    [
+        ("beam_size", [1, 10], [0, 11]),
+        ("batch_size", [1, 64], [0, 65]),
+        ("no_speech_threshold", [0, 1, None], [-0.01, 1.01]),
+        ("language_detection_threshold", [0, 1, None], [1.5]),
+        ("best_of", [1, 32], [0, 33]),
+        ("temperature", [0, 2, [0.0]], [-0.1, 2.1, [], [0.0] * 17, [3.0], "warm"]),
+        ("task", ["translate"], ["sing"]),
+        ("patience", [0.5], [0, -1]),
+        ("chunk_length", [1, 30, None], [0, 31]),
+        ("initial_prompt", ["x" * 10_000], ["x" * 10_001]),
+        ("suppress_tokens", [[], None], ["many"]),
+    ],
+)
+async def test_a_field_has_the_range_that_is_documented(client, field, accepted, refused):
+    for value in accepted:
+        assert (await ask_tra(client, **{field: value})).status_code == 200, value
+    for value in refused:
+        assert (await ask_tra(client, **{field: value})).status_code == 422, value
+
+
+@pytest.mark.parametrize(
+    "request_json",
+    [
+        "",
+        "not json",
+        "[]",
+        "{}",
+        '{"settings":null}',
+        '{"settings":{"tasks":[]}}',
+        '{"settings":{"tasks":["sing"]}}',
+        '{"settings":{"tra":{"patience":NaN}}}',
+        '{"settings":{"dia":{"min_speakers":3,"max_speakers":2}}}',
+        '{"settings":{},"format_output":"xml"}',
+        "[" * 100_000,
+    ],
+)
+async def test_a_payload_that_breaks_the_schema_is_answered_with_what_is_wrong(
+    client, service, request_json
+):
+    answer = await ask(client, request_json)
+    assert answer.status_code == 422
+    body = answer.json()
+    assert body["code"] == "invalid_request"
+    if request_json:  # an empty form field counts as missing
+        assert body["detail"].startswith("Invalid 'request_json' payload: ")
+        assert len(body["detail"]) < 3000
+    assert service.calls == []
+
+
+# ---------------------------------------------------------------- which model
+
+
+@pytest.mark.parametrize("name", ["large-v3-turbo", "whisper-1", "openai/turbo"])
+async def test_a_model_may_be_named_by_id_or_alias(client, service, name):
+    service.default_models["transcribe"] = "small"
+    await ask_tra(client, model=name)
+    assert service.options.transcribe.model == "large-v3-turbo"
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"tra": {"model": "no-such-model"}}, "model_not_found"),
+        ({"tra": {"model": "vosk-ru"}}, "model_not_found"),  # known, but its family does not run
+        ({"tra": {"model": "pyannote"}}, "invalid_request"),
+        ({"tasks": ["diarization"], "dia": {"model": "small"}}, "invalid_request"),
+        ({"tasks": ["emotion"], "emo": {"model_name": "small"}}, "invalid_request"),
+        ({"tasks": ["emotion"], "emo": {"model_name": "nope"}}, "model_not_found"),
+    ],
+)
+async def test_a_model_that_cannot_do_the_task_is_refused_before_any_work(
+    client, service, settings, code
+):
+    answer = await ask(client, {"settings": settings})
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    assert service.calls == []
+
+
+async def test_a_task_that_no_deployment_does_is_refused(client, service):
+    del service.default_models["diarization"]
+    answer = await ask(client, {"settings": {"tasks": ["transcribe", "diarization"]}})
+    assert (answer.status_code, answer.json()["code"]) == (422, "not_enabled")
+    assert service.calls == []
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [("gigaam_emo", "emo"), (None, "emo"), ("other-emo", "other-emo")]
+)
+async def test_the_old_name_of_the_emotion_model_means_the_default_one(
+    client, service, name, model
+):
+    await ask(client, {"settings": {"tasks": ["emotion"], "emo": {"model_name": name}}})
+    assert service.options.emotion.model == model
+
+
+async def test_a_job_is_refused_and_never_processed_silently(client, service):
+    answer = await ask(client, {"settings": {}, "async_process": True})
+    assert (answer.status_code, answer.json()["code"]) == (422, "not_enabled")
+    assert service.calls == []
+
+
+# ---------------------------------------------------------------- what is answered
+
+
+async def test_the_json_answer_has_four_keys_and_three_blocks(client, service):
+    service.answer = TRANSCRIPT
+    body = (await ask(client, {"settings": {"tasks": ["transcribe", "diarization"]}})).json()
+    result = body.pop("result")
+    assert body == {"status": "completed", "job_id": None, "error": None}
+    who = "SPEAKER_00"
+    first = [
+        {"start": 0.0, "end": 0.4321987, "word": " Привет,", "confidence": 0.98, "speaker": who},
+        {"start": 0.5, "end": 1.0123456, "word": " мир.", "confidence": None, "speaker": who},
+    ]
+    second = [{"start": 1.5, "end": 2.0, "word": " Да.", "confidence": 0.5, "speaker": None}]
+    assert result["tra"] == {
+        "chunks": [
+            {"alternatives": [{"words": first}], "channelTag": "1"},
+            {"alternatives": [{"words": second}], "channelTag": "1"},
+        ],
+        "text": "Привет, мир. Да.",
+        "language": "ru",
+        "segments": [
+            {
+                "start": 0.0,
+                "end": 1.0123456,
+                "text": "Привет, мир.",
+                "speaker": who,
+                "emotion": SCORES,
+                "channelTag": "1",
+            },
+            {
+                "start": 1.5,
+                "end": 2.0,
+                "text": "Да.",
+                "speaker": None,
+                "emotion": None,
+                "channelTag": "1",
+            },
+        ],
+    }
+    assert result["dia"] == {"turns": [{"start": 0.03, "end": 1.046, "speaker": who}]}
+    assert result["emo"] == {
+        "segments": [{"start": 0.0, "end": 0.4321987, "emotional": SCORES, "speaker": who}]
+    }
+    assert result["duration"] == 2.5
+    assert result["models"] == {"transcribe": "large-v3-turbo"}
+    assert result["stage_seconds"] == {"decode": 0.1}
+    assert result["warnings"] == ["something to know"]
+    assert result["errors"] == []
+
+
+async def test_a_block_that_was_not_asked_for_is_null(client, service):
+    service.answer = Transcript(1.0, segments=())
+    result = (await ask(client, {"settings": {}})).json()["result"]
+    assert result["tra"] == {"chunks": [], "text": "", "language": None, "segments": []}
+    assert result["dia"] is None
+    assert result["emo"] is None
+
+
+async def test_the_channel_tag_counts_channels_from_one(client, service):
+    service.answer = Transcript(
+        1.0, segments=tuple(Segment(0, 1, "да", channel=channel) for channel in (None, 0, 1))
+    )
+    tra = (await ask(client, {"settings": {}})).json()["result"]["tra"]
+    assert [chunk["channelTag"] for chunk in tra["chunks"]] == ["1", "1", "2"]
+    assert [segment["channelTag"] for segment in tra["segments"]] == ["1", "1", "2"]
+
+
+async def test_without_word_timestamps_there_are_no_words_but_the_text_is_there(client, service):
+    service.answer = TRANSCRIPT
+    tra = (await ask_tra(client, word_timestamps=False)).json()["result"]["tra"]
+    assert [chunk["alternatives"] for chunk in tra["chunks"]] == [[{"words": []}]] * 2
+    assert tra["text"] == "Привет, мир. Да."
+    assert len(tra["segments"]) == 2
+
+
+async def test_a_confidence_that_is_no_number_becomes_null(client, service):
+    words = (Word("да", 0, 1, math.nan), Word("да", 0, 1, math.inf))
+    service.answer = Transcript(1.0, segments=(Segment(0, 1, "да", words),))
+    answer = (await ask(client, {"settings": {}})).json()
+    (chunk,) = answer["result"]["tra"]["chunks"]
+    assert [w["confidence"] for w in chunk["alternatives"][0]["words"]] == [None, None]
+
+
+async def test_the_text_answer_has_only_what_was_asked_for(client, service):
+    service.answer = TRANSCRIPT
+    text = {"start": 0.0, "end": 2.5, "text": "Привет, мир. Да."}
+    only = await ask(client, {"settings": {}, "format_output": "text"})
+    assert only.json()["result"] == {"tra": text}
+    request = {"settings": {"tasks": ["transcribe", "diarization", "emotion"]}}
+    plain = (await ask(client, request)).json()["result"]
+    every = (await ask(client, request | {"format_output": "text"})).json()["result"]
+    assert every == {"tra": text, "dia": plain["dia"], "emo": plain["emo"]}
+
+
+@pytest.mark.parametrize("format_output", ["json", "text"])
+async def test_the_answer_is_what_openapi_says(client, service, format_output):
+    service.answer = TRANSCRIPT
+    tasks = ["transcribe", "diarization", "emotion"]
+    request = {"settings": {"tasks": tasks}, "format_output": format_output}
+    answer = await ask(client, request)
+    parsed = TypeAdapter(ProcessResponse).validate_json(answer.content, extra="forbid")
+    assert parsed == answer.json()
+
+
+# ---------------------------------------------------------------- partial results
+
+DIARIZATION_FAILED = BranchError("diarization", "engine_failed", "no turns today")
+
+
+@pytest.mark.parametrize(
+    "request_body",
+    [
+        {"settings": {"tasks": ["transcribe", "diarization"]}, "partial_results": True},
+        {"settings": {"tasks": ["transcribe", "diarization"], "partial_results": True}},
+    ],
+)
+async def test_partial_results_carry_what_succeeded_and_an_error_per_failed_task(
+    client, service, request_body
+):
+    service.answer = Transcript(1.0, segments=(), errors=(DIARIZATION_FAILED,))
+    for format_output in ("json", "text"):
+        answer = await ask(client, request_body | {"format_output": format_output})
+        body = answer.json()
+        assert answer.status_code == 200
+        assert body["status"] == "completed"
+        assert body["result"]["tra"] is not None
+        assert body["result"]["dia"] is None
+        assert body["result"]["errors"] == [
+            {"task": "diarization", "code": "engine_failed", "message": "no turns today"}
+        ]
+    assert all(options.partial_results for _, options in service.calls)
+
+
+async def test_partial_results_of_which_none_succeeded_are_an_error(client, service):
+    busy = BranchError("transcribe", "overloaded", "queue is full")
+    service.answer = Transcript(1.0, errors=(busy, DIARIZATION_FAILED))
+    answer = await ask(client, {"settings": {}, "partial_results": True})
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert answer.json() == {
+        "detail": "transcribe: queue is full; diarization: no turns today",
+        "code": "overloaded",
+    }
+
+
+# ---------------------------------------------------------------- errors
+
+
+def family() -> list[type[SpeechError]]:
+    found = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, SpeechError)]
+    assert len(found) > 10
+    return found
+
+
+@pytest.mark.parametrize("kind", family())
+async def test_every_error_of_the_family_has_a_status_and_says_its_code(client, service, kind):
+    service.answer = kind("what went wrong")
+    answer = await ask(client, {"settings": {}})
+    body = answer.json()
+    assert answer.status_code == STATUS[kind.code]
+    assert body["code"] == kind.code
+    if kind is not SpeechError:
+        assert body["detail"].endswith("what went wrong")
+    assert ("Retry-After" in answer.headers) == (answer.status_code == 503)
+
+
+@pytest.mark.parametrize("kind", [Overloaded, ModelUnavailable])
+@pytest.mark.parametrize(("retry_after_s", "header"), [(0.1, "1"), (2.0, "2"), (7.2, "8")])
+async def test_a_busy_service_says_when_to_come_back(client, service, kind, retry_after_s, header):
+    service.answer = kind("full", retry_after_s=retry_after_s)
+    answer = await ask(client, {"settings": {}})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, header)
+
+
+async def test_a_failed_model_is_named_in_the_words_of_the_v1_api(client, service):
+    service.answer = EngineFailed("the recogniser gave up")
+    answer = await ask(client, {"settings": {}})
+    assert answer.json() == {
+        "detail": "Synchronous processing failed: the recogniser gave up",
+        "code": "engine_failed",
+    }
+
+
+async def test_an_unknown_exception_is_logged_with_the_request_id_and_not_told(
+    client, service, caplog
+):
+    service.answer = RuntimeError("/secret/path")
+    with caplog.at_level(logging.ERROR):
+        answer = await client.post(
+            "/v1/process",
+            files={"audio": ("a", b"x")},
+            data={"request_json": '{"settings":{}}'},
+            headers={"X-Request-ID": "req-7"},
+        )
+    assert answer.status_code == 500
+    assert answer.json() == {
+        "detail": "Synchronous processing failed: internal error in request req-7",
+        "code": "internal_error",
+    }
+    assert answer.headers["X-Request-ID"] == "req-7"
+    assert "req-7" in caplog.text
+    assert "/secret/path" in caplog.text
+
+
+# ---------------------------------------------------------------- the form
+
+
+async def test_an_empty_file_is_refused(client, service):
+    answer = await ask(client, {"settings": {}}, audio=b"")
+    assert answer.status_code == 400
+    assert answer.json() == {"detail": "Empty audio file provided.", "code": "empty_audio"}
+    assert service.calls == []
+
+
+async def test_missing_parts_are_listed(client):
+    answer = await client.post("/v1/process", files={"other": ("a", b"x")})
+    body = answer.json()
+    assert answer.status_code == 422
+    assert body["code"] == "invalid_request"
+    assert [(e["type"], e["loc"]) for e in body["detail"]] == [
+        ("missing", ["body", "audio"]),
+        ("missing", ["body", "request_json"]),
+    ]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "audio/wav", None])
+async def test_a_body_that_is_no_form_lacks_its_parts(client, content_type):
+    headers = {"content-type": content_type} if content_type else {}
+    answer = await client.post("/v1/process", content=b"{}", headers=headers)
+    assert answer.status_code == 422
+    assert len(answer.json()["detail"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("boundary", "body"),
+    [("", b""), ("; boundary=x", b"no form at all"), ("; boundary=x", b"--x\r\n\r\nnameless\r\n")],
+)
+async def test_a_broken_form_is_refused(client, boundary, body):
+    headers = {"content-type": f"multipart/form-data{boundary}"}
+    answer = await client.post("/v1/process", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("name", ["", "../../etc/passwd", "речь.wav", "a" * 500])
+async def test_the_file_name_does_not_matter(client, service, name):
+    part = 'Content-Disposition: form-data; name="{}"'
+    body = (
+        f'--x\r\n{part.format("audio")}; filename="{name}"\r\n\r\nRIFF\r\n'
+        f'--x\r\n{part.format("request_json")}\r\n\r\n{{"settings":{{}}}}\r\n--x--\r\n'
+    )
+    answer = await client.post(
+        "/v1/process",
+        content=body.encode(),
+        headers={"content-type": "multipart/form-data; boundary=x"},
+    )
+    assert answer.status_code == 200
+    assert service.calls[0][0] == b"RIFF"
+
+
+async def test_further_files_of_the_form_are_not_read(client, service):
+    files = {"audio": ("a", b"first"), "audio1": ("b", b"second")}
+    await client.post("/v1/process", files=files, data={"request_json": '{"settings":{}}'})
+    assert [data for data, _ in service.calls] == [b"first"]
+
+
+# ---------------------------------------------------------------- the page about it
+
+
+@pytest.fixture(scope="module")
+def api_page(repository: Path) -> str:
+    return (repository / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def test_the_api_page_names_every_code_with_its_status(api_page):
+    rows = set(re.findall(r"^\| (\d+) \| `(\w+)` \|", api_page, re.MULTILINE))
+    assert {(str(status), code) for code, status in STATUS.items()} <= rows
+
+
+def test_the_api_page_names_every_setting(api_page):
+    fields = [*TraSettings.model_fields, *DiaSettings.model_fields, *EmoSettings.model_fields]
+    assert [name for name in fields if f"`{name}`" not in api_page] == []
+
+
+def test_the_examples_of_the_api_page_are_valid(api_page):
+    for text in re.findall(r"request_json='(.*)'", api_page):
+        ProcessRequest.parse(text)
+    answers = re.findall(r"```json\n(\{\n.*?)```", api_page, re.DOTALL)
+    assert len(answers) == 2
+    for text in answers:
+        TypeAdapter(ProcessResponse).validate_json(text, extra="forbid")

@@ -1,0 +1,518 @@
+"""Frame-synchronous recognition of many streams: chunks, neighbours, utterances, failures."""
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.catalogue import Catalogue, ModelEntry
+from engines.vosk.offline import Hypothesis, words_of
+from engines.vosk.sherpa_models import VoskOptions, load
+from engines.vosk.streaming import LocalRecognizer, LocalStream, Step, StreamingEngine, StreamState
+from speech.audio import SAMPLE_RATE, Samples
+from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable, Overloaded
+from speech.transcript import Word
+from tests.unit.engines import toy_transducer
+from tests.unit.heldout import Clip, clips
+
+MODEL = "demo-vosk-streaming"
+WAIT_S = 30.0
+NOTHING = np.zeros(0, np.float32)
+Words = tuple[Word, ...]
+
+
+def entry_of(model: str) -> ModelEntry:
+    entry = Catalogue.load().find(model)
+    assert entry is not None
+    return entry
+
+
+@pytest.fixture(scope="module")
+def folder(repository: Path) -> Path:
+    return repository / "models" / "demo" / MODEL
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> StreamingEngine:
+    return StreamingEngine(entry_of(MODEL), folder, device="cpu")
+
+
+@pytest.fixture
+async def recognizer(engine: StreamingEngine) -> AsyncIterator[LocalRecognizer]:
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=32)
+    yield recognizer
+    recognizer.close()
+
+
+@pytest.fixture(scope="module")
+def spoken(demo_audio: Path) -> list[Clip]:
+    return clips(demo_audio)
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, spoken: list[Clip]) -> list[Words]:
+    """The words of each clip, decoded in one piece and alone by sherpa-onnx itself."""
+    library = load(
+        entry_of(MODEL), VoskOptions(), folder, device="cpu", compute_type="auto", threads=1
+    ).library
+    found = []
+    for clip in spoken:
+        stream = library.create_stream()
+        stream.accept_waveform(SAMPLE_RATE, clip.samples)
+        stream.accept_waveform(SAMPLE_RATE, np.zeros(round(0.66 * SAMPLE_RATE), np.float32))
+        stream.input_finished()
+        while library.is_ready(stream):
+            library.decode_stream(stream)
+        result = library.get_result_all(stream)
+        hypothesis = Hypothesis(result.tokens, result.timestamps, result.ys_probs)
+        found.append(words_of(hypothesis, (0.0, len(clip.samples) / SAMPLE_RATE)))
+    assert all(found)
+    return found
+
+
+class Watched(StreamingEngine):
+    """Remembers its steps, and stands still in them until its gate is open."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(entry_of(MODEL), folder, device="cpu")
+        self.sizes: list[list[int]] = []
+        self.started = threading.Event()
+        self.gate = threading.Event()
+
+    def step(self, steps: Sequence[Step]) -> list[Words | EngineFailed]:
+        self.sizes.append([len(step.samples) for step in steps])
+        self.started.set()
+        assert self.gate.wait(WAIT_S)
+        return super().step(steps)
+
+
+def pieces(samples: Samples, size: int) -> list[Samples]:
+    return [samples[first : first + size] for first in range(0, len(samples), size)]
+
+
+async def heard(stream: LocalStream, audio: Sequence[Samples]) -> Words:
+    """The words of one utterance; what holds for partial results is checked on the way."""
+    fed = 0
+    for piece in audio:
+        words = await stream.feed(piece)
+        fed += len(piece)
+        assert_sound(words, fed)
+    words = await stream.finish()
+    assert_sound(words, fed)
+    return words
+
+
+def assert_sound(words: Words, samples: int) -> None:
+    edges = [edge for word in words for edge in (word.start, word.end)]
+    assert edges == sorted(edges)
+    assert all(0 <= edge <= samples / SAMPLE_RATE for edge in edges)
+    assert {word.probability for word in words} <= {None}
+
+
+def alone(engine: StreamingEngine, samples: Samples) -> Words:
+    (words,) = engine.step([Step(engine.open(), samples, finish=True)])
+    assert not isinstance(words, EngineFailed)
+    return words
+
+
+@pytest.mark.parametrize("milliseconds", [20, 100, 333, 1000, 8000])
+async def test_the_size_of_a_chunk_changes_nothing(
+    recognizer: LocalRecognizer, spoken: list[Clip], expected: list[Words], milliseconds: int
+) -> None:
+    stream = await recognizer.open(MODEL)
+    for clip, words in zip(spoken[:3], expected[:3], strict=True):
+        audio = pieces(clip.samples, milliseconds * SAMPLE_RATE // 1000)
+        assert await heard(stream, audio) == words
+
+
+@pytest.mark.parametrize("quiet_s", [0.1, 0.35, 0.6, 2.0])
+async def test_silence_that_was_heard_is_not_made_up_once_more(
+    recognizer: LocalRecognizer, spoken: list[Clip], expected: list[Words], quiet_s: float
+) -> None:
+    stream = await recognizer.open(MODEL)
+    quiet = np.zeros(round(quiet_s * SAMPLE_RATE), np.float32)
+    for clip, words in zip(spoken[:3], expected[:3], strict=True):
+        await stream.feed(np.concatenate((clip.samples, quiet)))
+        found = await stream.finish(quiet_s)
+        assert [word.text for word in found] == [word.text for word in words]
+
+
+@given(cuts=st.lists(st.integers(0, 4 * SAMPLE_RATE), max_size=30))
+@settings(max_examples=20, deadline=None)
+def test_audio_may_be_cut_anywhere(
+    engine: StreamingEngine, spoken: list[Clip], expected: list[Words], cuts: list[int]
+) -> None:
+    stream = engine.open()
+    for piece in np.split(spoken[0].samples, sorted(cuts)):
+        engine.step([Step(stream, piece)])
+    assert engine.step([Step(stream, NOTHING, finish=True)]) == [expected[0]]
+
+
+@pytest.mark.parametrize("neighbours", [1, 8, 24])
+async def test_streams_at_the_same_time_do_not_disturb_each_other(
+    recognizer: LocalRecognizer, spoken: list[Clip], expected: list[Words], neighbours: int
+) -> None:
+    async def listen(number: int) -> list[Words]:
+        stream = await recognizer.open(MODEL)
+        order = [(number + i) % len(spoken) for i in range(2)]
+        size = 700 + 413 * number
+        return [await heard(stream, pieces(spoken[i].samples, size)) for i in order]
+
+    found = await asyncio.gather(*map(listen, range(neighbours)))
+    for number, utterances in enumerate(found):
+        assert utterances == [expected[(number + i) % len(spoken)] for i in range(2)]
+
+
+async def test_words_appear_while_the_utterance_goes_on(
+    recognizer: LocalRecognizer, spoken: list[Clip]
+) -> None:
+    stream = await recognizer.open(MODEL)
+    counts = [len(await stream.feed(piece)) for piece in pieces(spoken[0].samples, 1600)]
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 3
+    assert counts[-1] <= len(await stream.finish())
+
+
+async def test_every_utterance_of_a_stream_is_heard_as_if_it_were_the_first(
+    recognizer: LocalRecognizer, spoken: list[Clip], expected: list[Words]
+) -> None:
+    stream = await recognizer.open(MODEL)
+    assert await stream.finish() == ()
+    assert await stream.feed(NOTHING) == ()
+    for _ in range(2):
+        for clip, words in zip(spoken[:3], expected[:3], strict=True):
+            assert await heard(stream, [clip.samples]) == words
+            assert await stream.finish() == ()
+    assert await heard(stream, [np.zeros(100, np.float32)]) == ()
+
+
+async def test_streams_that_wait_at_the_same_time_are_decoded_together(
+    folder: Path, spoken: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Watched(folder)
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=9)
+    streams = [await recognizer.open(MODEL) for _ in range(4)]
+    together: list[int] = []
+    decode = engine._library.decode_streams
+
+    def watched(ready: list[Any]) -> None:
+        together.append(len(ready))
+        decode(ready)
+
+    monkeypatch.setattr(engine._library, "decode_streams", watched)
+    calls = [asyncio.create_task(streams[0].feed(spoken[0].samples[:160]))]
+    assert await asyncio.to_thread(engine.started.wait, WAIT_S)
+    calls += [asyncio.create_task(s.feed(spoken[0].samples[:8000])) for s in streams[1:]]
+    await asyncio.sleep(0)
+    engine.gate.set()
+    await asyncio.gather(*calls)
+    recognizer.close()
+    assert engine.sizes == [[160], [8000] * 3]
+    assert set(together) == {3}
+
+
+async def test_a_stream_that_catches_up_lets_the_others_in_between(
+    folder: Path, spoken: list[Clip]
+) -> None:
+    engine = Watched(folder)
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=2)
+    late, live = [await recognizer.open(MODEL) for _ in range(2)]
+    backlog = asyncio.create_task(late.feed(np.resize(spoken[0].samples, 9 * SAMPLE_RATE)))
+    assert await asyncio.to_thread(engine.started.wait, WAIT_S)
+    meanwhile = asyncio.create_task(live.feed(spoken[0].samples[:160]))
+    await asyncio.sleep(0)
+    engine.gate.set()
+    await meanwhile
+    assert not backlog.done()
+    await backlog
+    recognizer.close()
+    assert max(size for sizes in engine.sizes for size in sizes) <= SAMPLE_RATE
+
+
+async def test_closed_streams_make_room_for_others(
+    engine: StreamingEngine, spoken: list[Clip], expected: list[Words]
+) -> None:
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=2)
+    first, second = [await recognizer.open(MODEL) for _ in range(2)]
+    assert recognizer.streams == 2
+    with pytest.raises(Overloaded):
+        await recognizer.open(MODEL)
+    await first.feed(spoken[0].samples)
+    await first.close()
+    await first.close()
+    assert recognizer.streams == 1
+    for call in (first.feed(spoken[0].samples), first.finish()):
+        with pytest.raises(Cancelled):
+            await call
+    third = await recognizer.open(MODEL)
+    assert await heard(third, [spoken[0].samples]) == expected[0]
+    for stream in (second, third):
+        await stream.close()
+    assert recognizer.streams == 0
+    recognizer.close()
+
+
+async def test_a_closed_stream_leaves_nothing_of_its_utterance(
+    recognizer: LocalRecognizer, spoken: list[Clip]
+) -> None:
+    before = open_utterances()
+    closed, other = [await recognizer.open(MODEL) for _ in range(2)]
+    await closed.feed(spoken[0].samples)
+    assert open_utterances() == before + 1
+    await closed.close()
+    await other.feed(spoken[0].samples)  # the thread now holds this stream instead
+    assert open_utterances() == before + 1
+
+
+def open_utterances() -> int:
+    gc.collect()  # what other tests left may not go while this one counts
+    states = [o for o in gc.get_objects() if isinstance(o, StreamState)]
+    return sum(state.library is not None for state in states)
+
+
+async def test_it_is_told_how_long_streams_wait(folder: Path, spoken: list[Clip]) -> None:
+    engine = Watched(folder)
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=1)
+    stream = await recognizer.open(MODEL)
+    assert recognizer.lag_s() == 0.0
+    call = asyncio.create_task(stream.feed(spoken[0].samples))
+    await asyncio.sleep(0.2)
+    assert recognizer.lag_s() > 0.1, "while it still waits"
+    engine.gate.set()
+    await call
+    assert recognizer.lag_s() > 0.1, "since it was last asked"
+    assert recognizer.lag_s() == 0.0
+    recognizer.close()
+
+
+@pytest.mark.parametrize("running", [True, False])
+async def test_a_cancelled_feed_closes_its_stream_and_leaves_the_others(
+    folder: Path, spoken: list[Clip], expected: list[Words], running: bool
+) -> None:
+    engine = Watched(folder)
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=3)
+    streams = [await recognizer.open(MODEL) for _ in range(3)]
+    calls = [asyncio.create_task(streams[0].feed(spoken[0].samples))]
+    assert await asyncio.to_thread(engine.started.wait, WAIT_S)
+    calls += [asyncio.create_task(heard(s, [spoken[1].samples])) for s in streams[1:]]
+    await asyncio.sleep(0)
+    given_up = 0 if running else 1
+    calls[given_up].cancel()
+    await asyncio.wait([calls[given_up]], timeout=WAIT_S)
+    assert calls[given_up].cancelled()
+    assert recognizer.streams == 2
+    engine.gate.set()
+    assert await calls[2] == expected[1]
+    with pytest.raises(Cancelled):
+        await streams[given_up].feed(spoken[0].samples)
+    if not running:
+        await calls[0]
+        assert await streams[0].finish() == expected[0]
+    recognizer.close()
+
+
+def test_a_step_that_fails_does_not_fail_the_others(
+    engine: StreamingEngine, spoken: list[Clip], expected: list[Words]
+) -> None:
+    bad, good = engine.open(), engine.open()
+    engine.step([Step(bad, spoken[1].samples), Step(good, spoken[0].samples[:5000])])
+    outcomes = engine.step(
+        [
+            Step(bad, np.zeros((2, 2), np.float32)),
+            Step(good, spoken[0].samples[5000:], finish=True),
+        ]
+    )
+    assert isinstance(outcomes[0], EngineFailed)
+    assert outcomes[1] == expected[0]
+    assert engine.step([Step(bad, spoken[2].samples, finish=True)]) == [expected[2]]
+
+
+def test_when_decoding_fails_the_utterances_in_it_are_lost_and_the_next_ones_are_heard(
+    engine: StreamingEngine,
+    spoken: list[Clip],
+    expected: list[Words],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decode, attempts = engine._library.decode_streams, count()
+
+    def fail_once(ready: list[Any]) -> None:
+        if next(attempts) == 0:
+            raise RuntimeError("out of memory")
+        decode(ready)
+
+    streams = [engine.open() for _ in range(3)]
+    engine.step([Step(stream, spoken[0].samples[:5000]) for stream in streams])
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._library, "decode_streams", fail_once)
+        outcomes = engine.step(
+            [
+                Step(streams[0], spoken[0].samples[5000:20_000]),
+                Step(streams[1], spoken[0].samples[5000:], finish=True),
+                Step(streams[2], spoken[0].samples[5000:5010]),
+            ]
+        )
+    assert next(attempts) == 1  # sherpa-onnx has no states of theirs to go on with
+    assert isinstance(outcomes[0], EngineFailed)
+    assert "out of memory" in outcomes[0].message
+    assert isinstance(outcomes[1], EngineFailed)
+    assert not isinstance(outcomes[2], EngineFailed)
+    assert engine.step(
+        [
+            Step(streams[0], spoken[1].samples, finish=True),
+            Step(streams[1], spoken[2].samples, finish=True),
+            Step(streams[2], spoken[0].samples[5010:], finish=True),
+        ]
+    ) == [expected[1], expected[2], expected[0]]
+
+
+async def test_a_model_is_loaded_once_and_when_it_is_first_needed(
+    engine: StreamingEngine, spoken: list[Clip], expected: list[Words]
+) -> None:
+    loaded = []
+
+    def load_slowly(model: str) -> StreamingEngine:
+        loaded.append(model)
+        assert gate.wait(WAIT_S)
+        return engine
+
+    gate = threading.Event()
+    recognizer = LocalRecognizer(load_slowly, tick_s=0.0, max_streams=9)
+    assert loaded == []
+    opening = [asyncio.create_task(recognizer.open(m)) for m in ("a", "a", "a", "b")]
+    await asyncio.sleep(0.01)
+    opening[0].cancel()  # the one that caused the load goes away
+    gate.set()
+    streams = await asyncio.gather(*opening[1:])
+    assert sorted(loaded) == ["a", "b"]
+    assert recognizer.streams == 3
+    assert await heard(streams[0], [spoken[0].samples]) == expected[0]
+    recognizer.close()
+
+
+async def test_a_load_that_fails_is_tried_again(engine: StreamingEngine) -> None:
+    attempts = count()
+
+    def load_at_last(_: str) -> StreamingEngine:
+        if next(attempts) == 0:
+            raise ModelUnavailable("not here yet")
+        return engine
+
+    recognizer = LocalRecognizer(load_at_last, tick_s=0.0, max_streams=2)
+    outcomes = await asyncio.gather(
+        *(recognizer.open(MODEL) for _ in range(2)), return_exceptions=True
+    )
+    assert all(isinstance(outcome, ModelUnavailable) for outcome in outcomes)
+    assert recognizer.streams == 0
+    stream = await recognizer.open(MODEL)
+    assert await stream.finish() == ()
+    recognizer.close()
+
+
+@pytest.mark.parametrize("loading", [True, False])
+async def test_a_closed_recogniser_gives_up_its_streams(folder: Path, loading: bool) -> None:
+    engine = Watched(folder)
+    gate = threading.Event()
+
+    def load_slowly(_: str) -> StreamingEngine:
+        assert gate.wait(WAIT_S)
+        return engine
+
+    recognizer = LocalRecognizer(load_slowly, tick_s=0.0, max_streams=9)
+    if loading:
+        call: asyncio.Task[Any] = asyncio.create_task(recognizer.open(MODEL))
+        await asyncio.sleep(0.01)
+        recognizer.close()
+        gate.set()
+    else:
+        gate.set()
+        first, second = [await recognizer.open(MODEL) for _ in range(2)]
+        running = asyncio.create_task(first.feed(np.zeros(100, np.float32)))
+        assert await asyncio.to_thread(engine.started.wait, WAIT_S)
+        call = asyncio.create_task(second.feed(np.zeros(100, np.float32)))
+        await asyncio.sleep(0)
+        recognizer.close()
+        engine.gate.set()
+        assert await running == ()
+    with pytest.raises(Cancelled):
+        await call
+    with pytest.raises(Cancelled):
+        await recognizer.open(MODEL)
+
+
+def toy(folder: Path, **options: Any) -> StreamingEngine:
+    """A transducer made by hand, which has probabilities and takes hotwords in a beam search."""
+    toy_transducer.write(folder, streaming=True)
+    vocabulary = "<blk>\t0\n▁да\t-1\n▁нет\t-2\n"
+    (folder / "bpe.vocab").write_text(vocabulary, encoding="utf-8")
+    entry = entry_of(MODEL).model_copy(
+        update={"format": "streaming_transducer", "options": options}
+    )
+    return StreamingEngine(entry, folder, device="cpu")
+
+
+def test_words_of_a_transducer_have_probabilities(tmp_path: Path, spoken: list[Clip]) -> None:
+    probabilities = [word.probability for word in alone(toy(tmp_path), spoken[0].samples)]
+    assert len(probabilities) > 3
+    assert all(p is not None and 0 < p < 1 for p in probabilities)
+
+
+async def test_hotwords_steer_every_utterance_of_their_stream_alone(
+    tmp_path: Path, spoken: list[Clip]
+) -> None:
+    engine = toy(tmp_path, decoding_method="modified_beam_search")
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=2)
+    plain = await recognizer.open(MODEL)
+    steered = await recognizer.open(MODEL, "нет :x; #, no such")
+    assert steered.takes_hotwords
+    unsteered = alone(engine, spoken[0].samples)
+
+    async def listen(stream: LocalStream) -> list[Words]:
+        found = []
+        for _ in range(2):
+            await stream.feed(spoken[0].samples)
+            found.append(await stream.finish())
+        return found
+
+    found = await asyncio.gather(listen(plain), listen(steered))
+    recognizer.close()
+    assert found[0] == [unsteered] * 2
+    assert found[1][0] == found[1][1] != unsteered
+
+
+async def test_hotwords_are_ignored_where_the_model_takes_none(
+    recognizer: LocalRecognizer, spoken: list[Clip], expected: list[Words]
+) -> None:
+    stream = await recognizer.open(MODEL, "Анна, Борис")
+    assert not stream.takes_hotwords
+    assert await heard(stream, [spoken[0].samples]) == expected[0]
+
+
+async def test_too_many_hotwords_are_refused(recognizer: LocalRecognizer) -> None:
+    with pytest.raises(InvalidRequest, match="hotwords"):
+        await recognizer.open(MODEL, "a" * 5001)
+    assert recognizer.streams == 0
+
+
+def test_a_model_that_does_not_stream_is_refused(repository: Path) -> None:
+    with pytest.raises(InvalidRequest, match="does not stream"):
+        StreamingEngine(
+            entry_of("demo-vosk"), repository / "models" / "demo" / "demo-vosk", device="cpu"
+        )
+
+
+def test_a_model_without_its_files_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable):
+        StreamingEngine(entry_of(MODEL), tmp_path, device="cpu")
+
+
+def test_an_option_that_the_catalogue_misspells_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="max_utterance"):
+        toy(tmp_path, max_utterance=9)

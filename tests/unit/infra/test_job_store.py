@@ -1,0 +1,362 @@
+"""The store of jobs, on SQLite and on a real PostgreSQL: every promise of the port, on both."""
+
+import itertools
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from infra.job_store import SqlJobStore
+from speech.errors import EngineFailed, Overloaded, UnsupportedAudio
+from speech.jobs.desk import Lease, NewJob
+
+LEASE_S = 15.0
+_numbers = itertools.count()
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs' / 'jobs.sqlite3'}"
+    found: str = request.getfixturevalue("postgres")
+    engine = sa.create_engine(found)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE IF EXISTS speechgraph_jobs"))
+    engine.dispose()
+    return found
+
+
+@pytest.fixture
+def store(url: str, clock: Clock) -> Iterator[SqlJobStore]:
+    store = SqlJobStore(url, clock)
+    yield store
+    store.close()
+
+
+def new_job(**fields: object) -> NewJob:
+    job = NewJob(f"job_{next(_numbers)}", "ann", "{}", "print", 10)
+    return replace(job, **fields)
+
+
+def submit(store: SqlJobStore, **fields: object) -> str:
+    job = store.add(new_job(**fields))
+    assert job is not None
+    return job.id
+
+
+def take(store: SqlJobStore) -> Lease:
+    lease = store.take(LEASE_S)
+    assert lease is not None
+    return lease
+
+
+def test_a_job_goes_from_queued_over_processing_to_completed(
+    store: SqlJobStore, clock: Clock
+) -> None:
+    id = submit(store, request='{"a": 1}')
+    queued = store.find("ann", id)
+    assert queued is not None
+    assert (queued.state, queued.attempts, queued.created_at) == ("queued", 0, clock.now)
+    clock.now += 1
+    lease = take(store)
+    assert (lease.job.id, lease.job.state, lease.job.request) == (id, "processing", '{"a": 1}')
+    assert (lease.job.attempts, lease.job.started_at) == (1, clock.now)
+    clock.now += 1
+    assert store.complete(lease, '{"text": "да"}')
+    done = store.find("ann", id)
+    assert done is not None
+    assert (done.state, done.result, done.ended_at) == ("completed", '{"text": "да"}', clock.now)
+
+
+def test_the_oldest_job_is_taken_first_and_only_once(store: SqlJobStore, clock: Clock) -> None:
+    first = submit(store)
+    clock.now += 1
+    second = submit(store)
+    assert [take(store).job.id, take(store).job.id] == [first, second]
+    assert store.take(LEASE_S) is None
+
+
+def test_workers_that_ask_at_once_get_different_jobs(url: str) -> None:
+    stores = [SqlJobStore(url) for _ in range(4)]
+    ids = {submit(stores[0]) for _ in range(40)}
+    barrier = threading.Barrier(len(stores))
+
+    def take_all(store: SqlJobStore) -> list[str]:
+        barrier.wait()
+        taken = []
+        while len(taken) < 40 and (lease := store.take(LEASE_S)) is not None:
+            taken.append(lease.job.id)
+        return taken
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        taken = [id for ids in pool.map(take_all, stores) for id in ids]
+    # PostgreSQL skips a row that another one is taking: what is left is due at the next look.
+    while (lease := stores[0].take(LEASE_S)) is not None:
+        taken.append(lease.job.id)
+    assert len(taken) == 40
+    assert set(taken) == ids
+    for store in stores:
+        store.close()
+
+
+def test_stores_that_open_an_empty_database_at_once_all_work(url: str) -> None:
+    barrier = threading.Barrier(8)
+
+    def open_and_use() -> str:
+        barrier.wait()
+        store = SqlJobStore(url)
+        try:
+            return submit(store)
+        finally:
+            store.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        ids = {task.result() for task in [pool.submit(open_and_use) for _ in range(8)]}
+    assert len(ids) == 8
+
+
+def test_a_heartbeat_keeps_a_job_and_notes_the_progress(store: SqlJobStore, clock: Clock) -> None:
+    id = submit(store)
+    lease = take(store)
+    for _ in range(3):
+        clock.now += LEASE_S - 1
+        assert store.beat(lease, LEASE_S, "transcribe", 12.5)
+        assert store.take_lost(LEASE_S) is None
+    job = store.find("ann", id)
+    assert job is not None
+    assert (job.stage, job.seconds_done) == ("transcribe", 12.5)
+
+
+def test_a_job_whose_worker_is_silent_for_a_lease_is_taken_by_one_other(
+    store: SqlJobStore, clock: Clock
+) -> None:
+    id = submit(store)
+    take(store)
+    clock.now += LEASE_S + 1
+    lost = store.take_lost(LEASE_S)
+    assert lost is not None
+    assert (lost.job.id, lost.job.attempts) == (id, 1)
+    assert store.take_lost(LEASE_S) is None
+
+
+def test_a_stale_worker_changes_nothing(store: SqlJobStore, clock: Clock) -> None:
+    id = submit(store)
+    stale = take(store)
+    clock.now += LEASE_S + 1
+    lost = store.take_lost(LEASE_S)
+    assert lost is not None
+    assert store.put_back(lost, 0.0, EngineFailed("died"), counted=True)
+    fresh = take(store)
+    assert fresh.job.attempts == 2
+    assert not store.beat(stale, LEASE_S, "decode", 0.0)
+    assert not store.complete(stale, '"stale"')
+    assert not store.fail(stale, EngineFailed("stale"))
+    assert not store.put_back(stale, 0.0, None, counted=True)
+    assert store.complete(fresh, '"fresh"')
+    assert not store.complete(fresh, '"again"')
+    assert not store.complete(stale, '"stale"')
+    job = store.find("ann", id)
+    assert job is not None
+    assert (job.state, job.result) == ("completed", '"fresh"')
+
+
+def test_a_late_worker_that_nobody_replaced_may_complete(store: SqlJobStore, clock: Clock) -> None:
+    submit(store)
+    lease = take(store)
+    clock.now += 10 * LEASE_S
+    assert store.complete(lease, "1")
+
+
+def test_a_job_that_is_put_back_waits_and_keeps_its_error(store: SqlJobStore, clock: Clock) -> None:
+    id = submit(store)
+    assert store.put_back(take(store), 8.0, EngineFailed("bad\0luck"), counted=True)
+    job = store.find("ann", id)
+    assert job is not None
+    assert (job.state, job.attempts) == ("queued", 1)
+    assert (job.error_code, job.error) == ("engine_failed", "badluck")
+    clock.now += 7.9
+    assert store.take(LEASE_S) is None
+    clock.now += 0.1
+    assert take(store).job.attempts == 2
+
+
+def test_an_attempt_that_does_not_count_is_undone(store: SqlJobStore) -> None:
+    submit(store)
+    assert store.put_back(take(store), 0.0, None, counted=False)
+    assert take(store).job.attempts == 1
+
+
+def test_success_clears_the_error_of_earlier_attempts(store: SqlJobStore) -> None:
+    id = submit(store)
+    store.put_back(take(store), 0.0, EngineFailed("once"), counted=True)
+    store.complete(take(store), "1")
+    job = store.find("ann", id)
+    assert job is not None
+    assert (job.error, job.error_code, job.attempts) == (None, None, 2)
+
+
+def test_a_job_that_failed_for_good_says_why_and_stays(store: SqlJobStore) -> None:
+    id = submit(store)
+    assert store.fail(take(store), UnsupportedAudio("no audio"))
+    job = store.find("ann", id)
+    assert job is not None
+    assert (job.state, job.error_code, job.error) == ("failed", "unsupported_audio", "no audio")
+    assert store.take(LEASE_S) is None
+
+
+def test_cancelling_ends_a_job_that_waits_or_runs_and_nothing_else(store: SqlJobStore) -> None:
+    waiting, running, done = submit(store), submit(store), submit(store)
+    leases = {lease.job.id: lease for lease in (take(store), take(store), take(store))}
+    store.put_back(leases[waiting], 0.0, None, counted=False)
+    store.complete(leases[done], "1")
+    states = {}
+    for id in (waiting, running, done):
+        job = store.cancel("ann", id)
+        assert job is not None
+        states[id] = job.state
+    assert states == {waiting: "cancelled", running: "cancelled", done: "completed"}
+    assert not store.beat(leases[running], LEASE_S, None, 0.0)
+    assert not store.complete(leases[running], "1")
+    assert store.take(LEASE_S) is None
+
+
+def test_jobs_are_their_owners_only(store: SqlJobStore) -> None:
+    id = submit(store, owner="ann", idempotency_key="k")
+    assert store.find("bob", id) is None
+    assert store.cancel("bob", id) is None
+    assert store.page("bob", 10, None) == []
+    assert store.find_by_key("bob", "k") is None
+    job = store.find("ann", id)
+    assert job is not None
+    assert job.state == "queued"
+
+
+def test_an_idempotency_key_is_used_once_for_each_owner(store: SqlJobStore) -> None:
+    id = submit(store, idempotency_key="k")
+    assert store.add(new_job(idempotency_key="k")) is None
+    found = store.find_by_key("ann", "k")
+    assert found is not None
+    assert found.id == id
+    assert submit(store, owner="bob", idempotency_key="k") != id
+    assert submit(store) != submit(store)
+
+
+def test_pages_go_from_the_newest_to_the_oldest_without_gaps(
+    store: SqlJobStore, clock: Clock
+) -> None:
+    ids = []
+    for number in range(7):
+        ids.append(submit(store))
+        clock.now += number % 2  # some are of the same moment
+    submit(store, owner="bob")
+    seen: list[str] = []
+    while page := store.page("ann", 3, seen[-1] if seen else None):
+        seen += [job.id for job in page]
+    assert sorted(seen) == sorted(ids)
+    assert seen[0] == ids[-1]
+    times = [job.created_at for job in store.page("ann", 10, None)]
+    assert times == sorted(times, reverse=True)
+
+
+def test_the_load_counts_what_waits_runs_and_is_stored(store: SqlJobStore) -> None:
+    assert (store.load().queued, store.load().stored_bytes) == (0, 0)
+    for size in (10, 20, 30):
+        submit(store, audio_bytes=size)
+    store.complete(take(store), "1")
+    take(store)
+    load = store.load()
+    assert (load.queued, load.processing, load.stored_bytes) == (1, 1, 60)
+
+
+def test_audio_and_then_the_job_are_forgotten_after_their_ttl(
+    store: SqlJobStore, clock: Clock
+) -> None:
+    done, waiting = submit(store), submit(store)
+    store.complete(take(store), "1")
+    clock.now += 100
+    assert store.stale_audio(101) == []
+    assert store.stale_audio(99) == [done]
+    assert store.forget(99) == 0, "a job that still has audio is not forgotten"
+    store.audio_gone(done)
+    assert store.stale_audio(99) == []
+    assert store.with_audio() == {waiting}
+    assert store.forget(101) == 0
+    assert store.forget(99) == 1
+    assert store.find("ann", done) is None
+    assert store.find("ann", waiting) is not None
+
+
+@pytest.mark.parametrize("end", ["complete", "fail", "cancel"])
+def test_a_webhook_is_due_when_its_job_ends(store: SqlJobStore, clock: Clock, end: str) -> None:
+    id = submit(store, webhook_url="http://ann.example/done")
+    submit(store)
+    assert store.take_webhook(20.0) is None
+    if end == "complete":
+        store.complete(take(store), "1")
+    elif end == "fail":
+        store.fail(take(store), EngineFailed("no"))
+    else:
+        store.cancel("ann", id)
+    job = store.take_webhook(20.0)
+    assert job is not None
+    assert (job.id, job.webhook_state, job.webhook_attempts) == (id, "pending", 1)
+    assert store.take_webhook(20.0) is None
+    clock.now += 20.0
+    again = store.take_webhook(20.0)
+    assert again is not None, "whoever held it has died"
+    store.webhook_failed(id, 50.0)
+    clock.now += 49.0
+    assert store.take_webhook(20.0) is None
+    clock.now += 1.0
+    third = store.take_webhook(20.0)
+    assert third is not None
+    assert third.webhook_attempts == 3
+    store.webhook_told(id)
+    clock.now += 1000.0
+    assert store.take_webhook(20.0) is None
+    told = store.find("ann", id)
+    assert told is not None
+    assert told.webhook_state == "delivered"
+
+
+def test_a_webhook_that_is_given_up_is_not_due_again(store: SqlJobStore, clock: Clock) -> None:
+    id = submit(store, webhook_url="http://ann.example/done")
+    store.cancel("ann", id)
+    store.take_webhook(20.0)
+    store.webhook_failed(id, None)
+    clock.now += 1000.0
+    assert store.take_webhook(20.0) is None
+    job = store.find("ann", id)
+    assert job is not None
+    assert job.webhook_state == "failed"
+
+
+def test_a_job_is_on_disk_for_whoever_opens_the_store_next(store: SqlJobStore, url: str) -> None:
+    id = submit(store)
+    other = SqlJobStore(url)
+    assert other.find("ann", id) is not None
+    other.close()
+
+
+def test_a_database_that_does_not_answer_is_an_overload(tmp_path: Path) -> None:
+    with pytest.raises(Overloaded):
+        SqlJobStore(f"postgresql://postgres@/none?host={tmp_path}")

@@ -1,0 +1,250 @@
+"""Webhooks against a real server: what is sent, that it verifies, when it is sent again."""
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import OpenAI
+from pydantic_core import from_json
+
+from infra.addresses import is_public
+from infra.url_check import PublicOnly, check_url
+from infra.webhooks import Webhooks, signature
+from speech.errors import InvalidRequest
+from speech.jobs.desk import Job
+from speech.jobs.job_worker import Progress
+from tests.unit.job_service import SECRET, Jobs, jobs_in
+
+
+@dataclass
+class Receiver:
+    """An HTTP server that answers as a script says, the last answer for ever."""
+
+    answers: list[bytes]
+    port: int = 0
+    seen: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        lines = head.split("\r\n")[1:-2]
+        headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}
+        body = await reader.readexactly(int(headers["content-length"]))
+        self.seen.append((headers, body))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if not answer:  # never answers
+            await reader.read()
+        with contextlib.suppress(ConnectionError):
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/done"
+
+
+def status(code: int, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {code} X", "Content-Length: 0", "Connection: close", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+@contextlib.asynccontextmanager
+async def receiving(*answers: bytes) -> AsyncIterator[Receiver]:
+    receiver = Receiver(list(answers))
+    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0)
+    receiver.port = server.sockets[0].getsockname()[1]
+    try:
+        yield receiver
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def jobs(tmp_path: Path):
+    jobs = jobs_in(tmp_path)
+    yield jobs
+    jobs.store.close()
+
+
+async def deliver(jobs: Jobs, url: str, state: str) -> Job:
+    """Let a job with a webhook end, and wait until nothing more happens to the webhook."""
+    job = jobs.desk.submit("", b"1", "{}", webhook_url=url)
+    async with jobs.working():
+        return await jobs.until(job.id, lambda job: job.webhook_state == state)
+
+
+async def test_the_end_of_a_job_is_told_once_and_signed(jobs: Jobs) -> None:
+    async with receiving(status(204)) as receiver:
+        job = await deliver(jobs, receiver.url, "delivered")
+    ((headers, body),) = receiver.seen
+    told = from_json(body)
+    assert told["type"] == "job.completed"
+    assert told["data"] == {"status": "completed", "job_id": job.id, "error": None}
+    assert headers["content-type"] == "application/json"
+    assert headers["webhook-id"] == job.id
+    # An independent implementation of the specification.
+    OpenAI(api_key="-").webhooks.verify_signature(body, headers, secret=SECRET)
+    with pytest.raises(Exception, match="signature"):
+        OpenAI(api_key="-").webhooks.verify_signature(body + b" ", headers, secret=SECRET)
+
+
+def test_the_signature_is_that_of_the_specification() -> None:
+    """The example of the Standard Webhooks libraries."""
+    body = b'{"test": 2432232314}'
+    id = "msg_p5jXN8AQM9LWM0D4loKWxJek"
+    expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert signature(SECRET, id, 1614265330, body) == expected
+
+
+def test_a_plain_secret_signs_too() -> None:
+    assert signature("plain", "id", 1, b"{}") != signature("other", "id", 1, b"{}")
+
+
+async def test_what_is_not_taken_is_sent_again_with_the_same_id(jobs: Jobs) -> None:
+    async with receiving(status(500), status(302, "Location: /x"), status(200)) as receiver:
+        job = await deliver(jobs, receiver.url, "delivered")
+    assert job.webhook_attempts == 3
+    assert {headers["webhook-id"] for headers, _ in receiver.seen} == {job.id}
+
+
+async def test_a_receiver_that_never_takes_it_is_given_up(jobs: Jobs) -> None:
+    async with receiving(status(500)) as receiver:
+        job = await deliver(jobs, receiver.url, "failed")
+    assert (job.webhook_attempts, len(receiver.seen), job.state) == (3, 3, "completed")
+
+
+async def test_a_receiver_that_never_answers_is_left(jobs: Jobs) -> None:
+    jobs.webhooks.timeout_s = 3.0
+    async with receiving(b"", status(200)) as receiver:
+        job = await deliver(jobs, receiver.url, "delivered")
+    assert job.webhook_attempts == 2
+
+
+async def test_an_endless_answer_is_not_read(jobs: Jobs) -> None:
+    endless = b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\nx"
+    async with receiving(endless) as receiver:
+        assert (await deliver(jobs, receiver.url, "delivered")).webhook_attempts == 1
+
+
+async def test_nobody_listening_is_an_attempt_that_failed(jobs: Jobs) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = await deliver(jobs, f"http://127.0.0.1:{port}", "failed")
+    assert job.webhook_attempts == 3
+
+
+async def test_a_name_that_cannot_be_looked_up_is_an_attempt_that_failed(jobs: Jobs) -> None:
+    for allow_private in (True, False):
+        jobs.webhooks = Webhooks(SECRET, timeout_s=1.0, allow_private=allow_private)
+        job = await deliver(jobs, f"http://{'a' * 64}.example/", "failed")
+        assert job.webhook_attempts == 3
+
+
+async def test_failed_and_cancelled_jobs_are_told_too(jobs: Jobs) -> None:
+    async def fail(job: Job, data: bytes, progress: Progress) -> str:
+        raise InvalidRequest("no such language")
+
+    async with receiving(status(200)) as receiver:
+        failing = jobs.desk.submit("", b"1", "{}", webhook_url=receiver.url)
+        async with jobs.working(fail):
+            await jobs.until(failing.id, lambda job: job.webhook_state == "delivered")
+        given_up = jobs.desk.submit("", b"1", "{}", webhook_url=receiver.url)
+        jobs.desk.cancel("", given_up.id)
+        async with jobs.working():
+            await jobs.until(given_up.id, lambda job: job.webhook_state == "delivered")
+    told = [from_json(body) for _, body in receiver.seen]
+    assert [message["type"] for message in told] == ["job.failed", "job.cancelled"]
+    assert told[0]["data"]["error"] == "no such language"
+
+
+# ---------------------------------------------------------------- only to the internet
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1",
+        "fc00::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "2002:7f00:1::",
+        "64:ff9b::7f00:1",
+        "2001:0:7f00:1::",
+    ],
+)
+async def test_an_address_that_is_not_public_is_never_called(address: str) -> None:
+    host = f"[{address}]" if ":" in address else address
+    with pytest.raises(InvalidRequest):
+        check_url(f"http://{host}/", allow_private=False)
+    check_url(f"http://{host}/", allow_private=True)
+    async with httpx.AsyncClient(transport=PublicOnly()) as client:
+        with pytest.raises(httpx.ConnectError, match="not a public"):
+            await client.post(f"http://{host}:9/")
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_addresses_of_the_internet_are_public(address: str) -> None:
+    assert is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.1", "0x7f.1", "2130706433"])
+async def test_a_name_for_this_machine_is_not_called(host: str) -> None:
+    async with receiving(status(200)) as receiver, httpx.AsyncClient(transport=PublicOnly()) as c:
+        with pytest.raises(httpx.ConnectError, match="not a public"):
+            await c.post(f"http://{host}:{receiver.port}/")
+    assert receiver.seen == []
+
+
+async def test_a_name_is_called_at_the_address_that_was_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A name that is public at the first look-up and private at the second gains nothing."""
+    looked_up = []
+    loop = asyncio.get_running_loop()
+
+    async def rebind(host: str, port: int, **_: object) -> list[object]:
+        looked_up.append(host)
+        address = "8.8.8.8" if len(looked_up) == 1 else "127.0.0.1"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    monkeypatch.setattr(loop, "getaddrinfo", rebind)
+    asked: list[httpx.Request] = []
+
+    async def connect(self: object, request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", connect)
+    async with httpx.AsyncClient(transport=PublicOnly()) as client:
+        await client.post("https://rebind.example/done")
+    (request,) = asked
+    assert looked_up == ["rebind.example"]
+    assert request.url.host == "8.8.8.8"
+    assert request.headers["host"] == "rebind.example"
+    assert request.extensions["sni_hostname"] == "rebind.example"
+
+
+async def test_a_webhook_to_this_machine_fails_unless_it_is_allowed(jobs: Jobs) -> None:
+    jobs.webhooks = Webhooks(SECRET, timeout_s=1.0, allow_private=False)
+    async with receiving(status(200)) as receiver:
+        job = await deliver(jobs, f"http://localhost:{receiver.port}/", "failed")
+    assert (receiver.seen, job.webhook_attempts) == ([], 3)

@@ -1,0 +1,473 @@
+"""The live session: what becomes of audio and commands, told by its events.
+
+The recognisers here hear tones: a "word" is half a second of a constant level that encodes its
+number, so every test knows what is to be recognised, sample by sample.
+"""
+
+import asyncio
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from speech.audio import SAMPLE_RATE
+from speech.errors import EngineFailed, Overloaded, TooFarAhead
+from speech.live import session as session_module
+from speech.live.endpointing import EndpointOptions
+from speech.live.events import RETAINED_EVENTS
+from speech.live.intake import intake
+from speech.live.session import (
+    Earlier,
+    LivePorts,
+    LiveSession,
+    Pending,
+    SessionLimits,
+    SessionOptions,
+)
+from speech.media.segmentation import WINDOW_SAMPLES
+from speech.ports import TranscribeOptions
+from speech.transcript import Recognition, Segment, Word
+
+LEVELS = 200
+WORD_S, GAP_S = 0.5, 0.1
+SHORTEST = round(0.3 * SAMPLE_RATE)
+
+
+def word(number):
+    """Samples of one word."""
+    return np.full(round(WORD_S * SAMPLE_RATE), 0.1 + 0.004 * (number % LEVELS), np.float32)
+
+
+def silence(seconds):
+    return np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+
+
+def phrase(*numbers):
+    return np.concatenate([part for n in numbers for part in (word(n), silence(GAP_S))])
+
+
+def pcm(*parts):
+    return (np.concatenate(parts) * 32767).astype("<i2").tobytes()
+
+
+def spoken(samples):
+    """The words in some samples, also the one that is being spoken."""
+    edges = np.flatnonzero(np.abs(np.diff(samples, prepend=0, append=0)) > 1e-3)
+    return tuple(
+        Word(f" {round((float(samples[a]) - 0.1) / 0.004)}", a / SAMPLE_RATE, b / SAMPLE_RATE)
+        for a, b in itertools.pairwise(edges)
+        if b - a >= SHORTEST and samples[a] > 0.05
+    )
+
+
+class Ears:
+    """All ports in one, with a record of what happened to them."""
+
+    def __init__(self):
+        self.open_streams = 0
+        self.asked = []
+        self.quiet_s = []
+        self.answer = None
+        self.hold = asyncio.Event()
+        self.hold.set()
+
+    def ports(self):
+        return LivePorts(lambda options: Activity(), self, self)
+
+    async def open(self, model, hotwords=None):
+        self.open_streams += 1
+        return Stream(self)
+
+    async def transcribe(self, audio, options, channel):
+        samples = audio.content.mono
+        self.asked.append((options.model, len(samples) / SAMPLE_RATE))
+        await self.hold.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        words = spoken(samples)
+        text = "".join(w.text for w in words)
+        told = words if options.word_timestamps else ()
+        segments = (Segment(0.0, audio.duration, text, told),) if words else ()
+        return Recognition(segments)
+
+
+class Stream:
+    def __init__(self, ears):
+        self._ears = ears
+        self._heard = []
+
+    async def feed(self, samples):
+        await self._ears.hold.wait()
+        self._heard.append(samples)
+        return spoken(np.concatenate(self._heard))
+
+    async def finish(self, quiet_s=0.0):
+        self._ears.quiet_s.append(quiet_s)
+        heard, self._heard = self._heard, []
+        return spoken(np.concatenate(heard)) if heard else ()
+
+    async def close(self):
+        self._ears.open_streams -= 1
+
+
+class Activity:
+    def __init__(self):
+        self._rest = np.zeros(0, np.float32)
+
+    async def feed(self, samples):
+        joined = np.concatenate((self._rest, samples))
+        whole = len(joined) // WINDOW_SAMPLES
+        windows = joined[: whole * WINDOW_SAMPLES].reshape(whole, WINDOW_SAMPLES)
+        self._rest = joined[whole * WINDOW_SAMPLES :]
+        return np.where(np.abs(windows).max(axis=1, initial=0) > 0.05, 0.95, 0.02)
+
+
+STREAMING = SessionOptions("fast", streaming=True)
+UTTERANCES = SessionOptions("full", streaming=False, partials=False)
+PIECES = replace(UTTERANCES, cut_in_pauses=True)
+
+
+@pytest.fixture
+def ears():
+    return Ears()
+
+
+def session_of(ears, options=STREAMING, limits=None, **more):
+    return LiveSession("one", options, ears.ports(), intake("pcm_s16le"), limits, **more)
+
+
+async def told(session, audio, *, frame=None, end=True):
+    """Every event of a session that hears some audio, poured in or paced in frames of bytes."""
+    running = asyncio.create_task(session.run())
+    follower = asyncio.create_task(_collect(session))
+    for first in range(0, len(audio), frame or len(audio)):
+        session.offer(audio[first : first + frame] if frame else audio)
+        await turns(30)
+    if end:
+        session.end()
+    events = await follower
+    await running
+    return events
+
+
+async def turns(count):
+    """Let the tasks of the session run for a while."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(condition):
+    """Let the tasks of the session run until something has happened."""
+    while not condition():  # noqa: ASYNC110  # the condition is a fake's, it has no event
+        await asyncio.sleep(0)
+
+
+def finals(events):
+    return [event for event in events if event.kind == "final"]
+
+
+def texts(events):
+    return [event.text for event in finals(events)]
+
+
+TWO = pcm(silence(1), phrase(1, 2, 3), silence(1.5), phrase(4, 5), silence(1.5))
+
+
+async def test_the_recogniser_is_told_how_long_nobody_spoke(ears):
+    await told(session_of(ears), pcm(silence(1), phrase(1, 2), silence(1.5), phrase(3)))
+    paused, at_the_end = ears.quiet_s
+    assert paused == pytest.approx(STREAMING.endpointing.silence_s, abs=0.05)
+    assert at_the_end == pytest.approx(GAP_S, abs=0.05)
+
+
+@pytest.mark.parametrize("options", [STREAMING, UTTERANCES], ids=["streaming", "utterances"])
+async def test_each_utterance_begins_ends_and_is_final_once(ears, options):
+    events = await told(session_of(ears, options), TWO)
+    assert texts(events) == ["1 2 3", "4 5"]
+    for number, event in enumerate(finals(events)):
+        order = [
+            e.kind for e in events if e.utterance == number and e.kind not in ("partial", "done")
+        ]
+        assert order == [
+            "speech_start",
+            "speech_end",
+            "final",
+        ]
+        assert event.start <= event.words[0].start
+        assert event.words[-1].end <= event.end
+    assert events[-1].kind == "done"
+    assert [e.seq for e in events] == sorted({e.seq for e in events})
+
+
+async def test_words_lie_where_they_were_spoken(ears):
+    events = await told(session_of(ears), TWO)
+    starts = [w.start for event in finals(events) for w in event.words]
+    assert starts == pytest.approx([1.0, 1.6, 2.2, 4.3, 4.9], abs=0.01)
+
+
+@pytest.mark.parametrize("frame", [641, 3200, 16_000, 256_000])
+@pytest.mark.parametrize("options", [STREAMING, UTTERANCES, PIECES], ids=lambda o: o.model)
+async def test_the_size_of_frames_changes_no_final(ears, options, frame):
+    def essence(events):
+        return [(e.text, round(e.start, 3), round(e.end, 3)) for e in finals(events)]
+
+    poured = await told(session_of(ears, options), TWO)
+    framed = await told(session_of(ears, options), TWO, frame=frame)
+    assert essence(poured) == essence(framed)
+
+
+async def test_partials_grow_and_stop_with_the_final(ears):
+    events = await told(session_of(ears), pcm(phrase(*range(6)), silence(1)), frame=6400)
+    partials = [e for e in events if e.kind == "partial"]
+    assert partials[-1].text == "0 1 2 3 4 5"
+    assert all(b.text.startswith(a.text) for a, b in itertools.pairwise(partials))
+    assert max(e.seq for e in partials) < finals(events)[0].seq
+
+
+async def test_two_passes_take_partials_from_one_model_and_finals_from_another(ears):
+    options = SessionOptions("full", streaming=False, partial_model="fast")
+    events = await told(session_of(ears, options), TWO, frame=3200)
+    assert texts(events) == ["1 2 3", "4 5"]
+    assert any(e.kind == "partial" for e in events)
+    assert [model for model, _ in ears.asked] == ["full", "full"]
+
+
+async def test_an_utterance_model_gives_partials_by_hearing_again_at_bounded_cost(ears):
+    options = SessionOptions("full", streaming=False)
+    audio = pcm(phrase(*range(20)), silence(1))
+    events = await told(session_of(ears, options), audio, frame=3200)
+    assert texts(events) == [" ".join(str(n) for n in range(20))]
+    assert [e for e in events if e.kind == "partial"]
+    spoken_s = 20 * (WORD_S + GAP_S)
+    assert sum(seconds for _, seconds in ears.asked) <= 5 * spoken_s + spoken_s
+
+
+async def _collect(session):
+    return [event async for event in session.events()]
+
+
+@pytest.mark.parametrize(
+    "options", [STREAMING, UTTERANCES, PIECES], ids=["streaming", "utterances", "pieces"]
+)
+async def test_speech_without_end_is_cut_and_no_word_is_lost_or_doubled(ears, options):
+    numbers = list(range(100))
+    events = await told(session_of(ears, options), pcm(phrase(*numbers), silence(1)))
+    assert " ".join(texts(events)).split() == [str(n) for n in numbers]
+    assert len(finals(events)) > 3
+    assert all(e.end - e.start <= 15 for e in finals(events))
+    assert all(seconds <= 15 for _, seconds in ears.asked)
+
+
+async def test_finals_have_their_text_though_no_times_of_words_are_asked_for(ears):
+    options = replace(UTTERANCES, transcribe=TranscribeOptions(word_timestamps=False))
+    assert texts(await told(session_of(ears, options), TWO)) == ["1 2 3", "4 5"]
+
+
+async def test_silence_in_pieces_is_told_without_asking_a_model(ears):
+    events = await told(session_of(ears, PIECES), pcm(silence(40)))
+    assert texts(events) == ["", "", ""]
+    assert ears.asked == []
+
+
+async def test_an_hour_does_not_drift(ears):
+    session = session_of(ears, replace(STREAMING, partials=False))
+    minute = pcm(phrase(1, 2), silence(58.8))
+    running = asyncio.create_task(session.run())
+    events = asyncio.create_task(_collect(session))
+    for _ in range(60):
+        session.offer(minute)
+    session.end()
+    starts = [e.words[0].start for e in finals(await events)]
+    await running
+    assert starts == pytest.approx([60 * n for n in range(60)], abs=0.01)
+
+
+async def test_finalize_closes_the_utterance_and_the_stream_goes_on(ears):
+    session = session_of(ears)
+    running = asyncio.create_task(session.run())
+    session.offer(pcm(phrase(1, 2)))
+    session.finalize()
+    first = [e async for e in _until(session, "final")][-1]
+    assert first.text == "1 2"
+    session.offer(pcm(phrase(3), silence(1)))
+    session.end()
+    assert texts([e async for e in session.events(first.seq)]) == ["3"]
+    await running
+
+
+async def _until(session, kind):
+    async for event in session.events():
+        yield event
+        if event.kind == kind:
+            return
+
+
+async def test_the_end_may_be_said_twice_and_audio_after_it_is_nothing(ears):
+    session = session_of(ears)
+    session.offer(pcm(phrase(1)))
+    session.end()
+    session.end()
+    running = asyncio.create_task(session.run())
+    assert texts([e async for e in session.events()]) == ["1"]
+    await running
+    session.offer(b"\0" * 100)
+    assert session.finished
+
+
+async def test_a_session_goes_on_where_another_was(ears):
+    events = await told(session_of(ears, earlier=Earlier(100.0, 41, 7)), TWO)
+    assert min(e.seq for e in events) == 42
+    assert [e.utterance for e in finals(events)] == [7, 8]
+    assert finals(events)[0].words[0].start == pytest.approx(101, abs=0.01)
+
+
+async def test_a_late_follower_hears_everything_but_overtaken_partials(ears):
+    session = session_of(ears)
+    live = await told(session, TWO, frame=3200)
+    late = await _collect(session)
+    assert [e for e in late if e.kind != "partial"] == [e for e in live if e.kind != "partial"]
+    assert not [e for e in late if e.kind == "partial"]
+    seq = finals(live)[0].seq
+    assert [e.seq for e in await _after(session, seq)] == [e.seq for e in late if e.seq > seq]
+
+
+async def _after(session, seq):
+    return [event async for event in session.events(seq)]
+
+
+async def test_events_that_were_not_read_in_time_are_missed_aloud(ears):
+    session = session_of(ears, replace(STREAMING, endpointing=EndpointOptions(silence_s=0.2)))
+    count = RETAINED_EVENTS // 3 + 1
+    await told(session, pcm(*[part for n in range(count) for part in (word(n), silence(0.4))]))
+    with pytest.raises(Overloaded):
+        await _after(session, 1)
+
+
+@pytest.mark.parametrize("options", [STREAMING, UTTERANCES], ids=["streaming", "utterances"])
+async def test_a_failure_is_an_event_and_frees_everything(ears, options):
+    ears.answer = EngineFailed("broken")
+    if options is STREAMING:
+        options = replace(UTTERANCES, partial_model="fast")
+    limits = SessionLimits()
+    events = await told(session_of(ears, options, limits), TWO, end=False)
+    assert [(e.code, e.text) for e in events if e.kind == "error"] == [("engine_failed", "broken")]
+    assert events[-1].kind == "done"
+    assert ears.open_streams == 0
+    assert limits.pending.used == 0
+
+
+async def test_an_unknown_failure_does_not_leak_its_text(ears):
+    ears.answer = ValueError("secret")
+    events = await told(session_of(ears, UTTERANCES), TWO)
+    (error,) = [e for e in events if e.kind == "error"]
+    assert (error.code, error.text) == ("internal_error", "internal error")
+
+
+async def test_cancelling_a_session_frees_everything(ears):
+    before = asyncio.all_tasks()
+    ears.hold.clear()
+    limits = SessionLimits()
+    session = session_of(ears, limits=limits)
+    running = asyncio.create_task(session.run())
+    session.offer(TWO)
+    session.offer(TWO)
+    await until(lambda: ears.open_streams)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert ears.open_streams == 0
+    assert limits.pending.used == 0
+    assert asyncio.all_tasks() == before
+
+
+async def test_what_waits_to_be_heard_is_bounded(ears):
+    ears.hold.clear()
+    limits = SessionLimits(max_pending_bytes=len(TWO) + 1000)
+    session = session_of(ears, limits=limits)
+    session.offer(TWO)
+    with pytest.raises(TooFarAhead):
+        session.offer(b"\0" * 1001)
+    session.offer(b"\0" * 100)
+    session.end()
+
+
+def repeat(action, count):
+    for _ in range(count):
+        action()
+
+
+async def test_frames_without_audio_and_commands_count_too(ears):
+    session = session_of(ears, limits=SessionLimits(max_pending_bytes=1000))
+    for again in (lambda: session.offer(b""), session.finalize):
+        with pytest.raises(TooFarAhead):
+            repeat(again, 1000)
+    session.end()
+
+
+async def test_what_waits_in_all_streams_together_is_bounded(ears):
+    limits = SessionLimits(pending=Pending(max_bytes=1000))
+    one, other = session_of(ears, limits=limits), session_of(ears, limits=limits)
+    one.offer(b"\0" * 600)
+    with pytest.raises(TooFarAhead):
+        other.offer(b"\0" * 600)
+
+
+async def test_utterances_that_wait_for_a_slow_model_are_bounded(ears):
+    ears.hold.clear()
+    session = session_of(ears, UTTERANCES)
+    running = asyncio.create_task(session.run())
+    for n in range(20):
+        session.offer(pcm(phrase(n), silence(1)))
+    await turns(2000)
+    waiting = session_module.WAITING_FINALS
+    assert session.heard_frames <= waiting + 5
+    ears.hold.set()
+    session.end()
+    assert texts(await _collect(session)) == [str(n) for n in range(20)]
+    await running
+
+
+async def test_the_longest_stream_is_finished_then_refused(ears):
+    limits = SessionLimits(max_stream_s=2.0)
+    events = await told(session_of(ears, limits=limits), pcm(phrase(1, 2, 3, 4, 5)), end=False)
+    assert texts(events) == ["1 2 3"]
+    assert [e.code for e in events if e.kind == "error"] == ["stream_too_long"]
+
+
+@pytest.mark.parametrize("options", [STREAMING, PIECES], ids=["streaming", "pieces"])
+async def test_a_drained_stream_ends_when_nobody_speaks(ears, options):
+    session = session_of(ears, options)
+    running = asyncio.create_task(session.run())
+    session.offer(pcm(phrase(1, 2)))
+    session.drain()
+    if options is STREAMING:
+        session.offer(pcm(phrase(3), silence(1)))
+    expected = ["1 2 3"] if options is STREAMING else ["1 2"]
+    assert texts(await _collect(session)) == expected
+    await running
+
+
+async def test_lag_is_the_time_since_the_last_sample_of_an_event_came(ears):
+    now = [1000.0]
+    ears.hold.clear()
+    session = session_of(ears, UTTERANCES, clock=lambda: now[0])
+    running = asyncio.create_task(session.run())
+    session.offer(pcm(phrase(1), silence(1)))
+    await until(lambda: ears.asked)
+    now[0] += 7.0
+    ears.hold.set()
+    session.end()
+    (final,) = finals(await _collect(session))
+    await running
+    assert final.lag_s == pytest.approx(7.0)
+
+
+async def test_the_next_audio_is_told_in_whole_samples(ears):
+    pcm_format = session_module.PcmFormat(16_000, 2)
+    session = session_of(ears, replace(STREAMING, pcm=pcm_format), earlier=Earlier(10.0))
+    session.offer(b"\0" * 32_001)
+    assert session.audio_from_s == 11.0
+    session.change_intake(intake("pcm_s16le"))
+    session.offer(b"\0" * 3200)
+    assert session.audio_from_s == pytest.approx(11.1)

@@ -1,0 +1,360 @@
+"""The turns of a live stream: what is told of them while they go on, and when they are over."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import soxr
+
+from speech.audio import SAMPLE_RATE, Samples
+from speech.errors import EngineFailed, TooFarAhead
+from speech.live import session as session_module
+from speech.live.endpointing import EndpointOptions
+from speech.live.intake import PcmIntake
+from speech.live.session import LiveSession, SessionLimits, SessionOptions
+from speech.live.turns import Delta, Turns, TurnTranscript
+from speech.transcript import Word
+from tests.unit.live_service import (
+    STREAMING,
+    UTTERANCES,
+    WAIT_S,
+    WHISPERED,
+    Ears,
+    EarStream,
+    exact,
+    frames,
+    say,
+    silence,
+)
+
+FAST = SessionOptions(STREAMING, streaming=True, turns="pause")
+FULL = SessionOptions(UTTERANCES, streaming=False, turns="pause")
+MODELS = pytest.mark.parametrize("options", [FAST, FULL], ids=["streaming", "utterances"])
+FRAME = SAMPLE_RATE // 10 * 2
+
+Act = bytes | Callable[[LiveSession], Any]
+Told = list[Delta | TurnTranscript]
+
+
+def by_client(options: SessionOptions) -> SessionOptions:
+    return replace(options, turns="commit")
+
+
+def commit(session: LiveSession) -> None:
+    session.commit()
+
+
+def clear(session: LiveSession) -> None:
+    session.clear()
+
+
+@pytest.fixture
+def ears() -> Ears:
+    return Ears()
+
+
+def session_of(ears: Ears, options: SessionOptions, **limits: Any) -> LiveSession:
+    return LiveSession(
+        "one", options, ears.ports(), PcmIntake("pcm_s16le", SAMPLE_RATE), SessionLimits(**limits)
+    )
+
+
+async def events_of(session: LiveSession, *acts: Act) -> list[Any]:
+    """All events about audio, in frames of 0.1 s, and what the client does between."""
+    running = asyncio.create_task(session.run())
+    collecting = asyncio.create_task(_collected(session))
+    for act in acts:
+        if isinstance(act, bytes):
+            for frame in frames(act, FRAME):
+                session.offer(frame)
+                await asyncio.sleep(0)
+        else:
+            act(session)
+    session.end()
+    async with asyncio.timeout(WAIT_S):
+        await running
+        return await collecting
+
+
+async def _collected(session: LiveSession) -> list[Any]:
+    return [event async for event in session.events()]
+
+
+def told_of(events: list[Any]) -> Told:
+    turns = Turns()
+    return [told for event in events for told in turns.hear(event)]
+
+
+async def told(session: LiveSession, *acts: Act) -> Told:
+    """What is told of the turns; the deltas of each are its text."""
+    heard = told_of(await events_of(session, *acts))
+    for transcript in transcripts(heard):
+        deltas = [t for t in heard if isinstance(t, Delta) and t.turn == transcript.turn]
+        assert "".join(delta.text for delta in deltas) == transcript.text
+        if transcript.failure is None:
+            assert "".join(word.text for word in transcript.words).strip() == transcript.text
+    return heard
+
+
+def transcripts(heard: Told) -> list[TurnTranscript]:
+    return [t for t in heard if isinstance(t, TurnTranscript)]
+
+
+def texts(heard: Told) -> list[str]:
+    return [transcript.text for transcript in transcripts(heard)]
+
+
+def numbers(first: int, last: int) -> str:
+    return " ".join(str(n) for n in range(first, last + 1))
+
+
+TWO = exact(say(1, 2, 3), silence(1), say(4, 5), silence(1))
+
+
+@MODELS
+async def test_a_pause_ends_a_turn(ears: Ears, options: SessionOptions) -> None:
+    events = await events_of(session_of(ears, options), TWO)
+    assert texts(told_of(events)) == ["1 2 3", "4 5"]
+    ends = [e for e in events if e.kind == "turn"]
+    finals = [e for e in events if e.kind == "final"]
+    assert [(e.turn, e.start, e.end) for e in ends] == [(e.turn, e.start, e.end) for e in finals]
+    for turn in (0, 1):
+        kinds = [e.kind for e in events if e.turn == turn and e.kind.startswith(("speech", "turn"))]
+        assert kinds == ["speech_start", "speech_end", "turn"]
+
+
+@MODELS
+async def test_a_client_that_commits_has_one_turn_of_all_that_is_said(
+    ears: Ears, options: SessionOptions
+) -> None:
+    events = await events_of(session_of(ears, by_client(options)), TWO, commit, TWO, commit)
+    assert texts(told_of(events)) == ["1 2 3 4 5"] * 2
+    assert not [e for e in events if e.kind.startswith("speech")]
+    assert [t.seconds for t in transcripts(told_of(events))] == pytest.approx([4.0, 4.0])
+
+
+@MODELS
+async def test_words_are_told_while_one_speaks(ears: Ears, options: SessionOptions) -> None:
+    events = await events_of(
+        session_of(ears, by_client(options)), exact(say(*range(1, 31))), commit
+    )
+    turns, before = Turns(), ""
+    for event in events:
+        if event.kind == "turn":
+            break
+        before += "".join(told.text for told in turns.hear(event))
+    assert numbers(1, 30).startswith(before)
+    assert len(before.split()) > 10
+
+
+@pytest.mark.parametrize("turns", ["pause", "commit"])
+@MODELS
+async def test_what_was_told_stays_though_speech_is_cut_and_words_are_misheard(
+    ears: Ears, options: SessionOptions, turns: Any
+) -> None:
+    ears.stumbles = True
+    session = session_of(ears, replace(options, turns=turns))
+    heard = await told(session, exact(say(*range(100, 200)), silence(1)), commit)
+    assert " ".join(texts(heard)).split() == numbers(100, 199).split()
+
+
+class Fickle(Ears):
+    """Says each word with the number of the utterance in which it was heard."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.utterances = 0
+
+    def _said(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
+        return tuple(replace(w, text=f"{w.text}/{self.utterances}") for w in words)
+
+    async def open(self, model: str, hotwords: str | None = None) -> EarStream:
+        stream = await super().open(model, hotwords)
+        feed, finish = stream.feed, stream.finish
+
+        async def fed(samples: Samples) -> tuple[Word, ...]:
+            return self._said(await feed(samples))
+
+        async def finished(quiet_s: float = 0.0) -> tuple[Word, ...]:
+            words = self._said(await finish(quiet_s))
+            self.utterances += 1
+            return words
+
+        stream.feed, stream.finish = fed, finished  # type: ignore[method-assign]
+        return stream
+
+
+async def test_what_was_told_stays_though_it_is_heard_again_after_a_cut() -> None:
+    before, after = say(*range(1, 11), gap_s=0), say(*range(11, 51), gap_s=0)
+    # The only pause is early: most of what was told is behind the cut.
+    heard = await told(session_of(Fickle(), FAST), exact(before, silence(0.2), after, silence(1)))
+    (transcript,) = transcripts(heard)
+    said = [word.split("/") for word in transcript.text.split()]
+    assert [word for word, _ in said] == numbers(1, 50).split()
+    assert [utterance for _, utterance in said[:40]] == ["0"] * 40
+    assert said[-1][1] == "1"
+
+
+async def test_what_was_told_stays_though_it_is_behind_the_end_of_speech(ears: Ears) -> None:
+    whispers = say(WHISPERED, WHISPERED + 1, word_s=0.1, gap_s=0)
+    events = await events_of(
+        session_of(ears, FAST), exact(say(1), silence(0.2), whispers, silence(1))
+    )
+    said = [e.text for e in events if e.kind in ("partial", "final")]
+    assert said[-2] == f"1 {WHISPERED}"
+    assert said[-1].startswith(said[-2])
+
+
+async def test_the_last_word_waits_as_it_may_grow(ears: Ears) -> None:
+    running = exact(say(1, gap_s=0), say(2, word_s=1.0, gap_s=0))
+    events = await events_of(session_of(ears, FAST), running, exact(silence(1)))
+    partials = [e.text for e in events if e.kind == "partial"]
+    assert partials == ["1"]
+
+
+async def test_a_commit_of_silence_is_a_turn_without_words(ears: Ears) -> None:
+    session = session_of(ears, by_client(FAST))
+    heard = await told(session, exact(silence(1)), commit, exact(say(1)), commit)
+    assert [(t.turn, t.text) for t in transcripts(heard)] == [(0, ""), (1, "1")]
+
+
+@pytest.mark.parametrize("rate", [8000, 24_000, 48_000])
+async def test_a_commit_has_all_the_audio_before_it_at_any_rate(ears: Ears, rate: int) -> None:
+    session = session_of(ears, by_client(FAST))
+    noise = np.random.default_rng(1).uniform(0.1, 0.2, SAMPLE_RATE)
+    audio = exact(soxr.resample(noise, SAMPLE_RATE, rate))
+    session.change(session.options, PcmIntake("pcm_s16le", rate))
+    heard = await told(session, audio, commit, audio, commit)
+    assert [t.seconds for t in transcripts(heard)] == pytest.approx([1.0, 1.0], abs=0.001)
+
+
+@MODELS
+async def test_what_is_cleared_is_not_told_any_more(ears: Ears, options: SessionOptions) -> None:
+    session = session_of(ears, by_client(options))
+    one = exact(say(*range(10)), silence(2), say(*range(10, 20)))
+    events = await events_of(session, one, clear, exact(say(77, 78)), commit)
+    heard = told_of(events)
+    assert [(t.turn, t.text) for t in transcripts(heard)] == [(1, "77 78")]
+    cleared = [e.kind for e in events].index("cleared")
+    assert all(t.turn == 1 for t in told_of(events[cleared:]))
+
+
+async def test_finals_that_come_after_a_clear_are_not_told(ears: Ears) -> None:
+    ears.transcribing.shut()
+    session = session_of(ears, by_client(FULL))
+
+    def open_gate(session: LiveSession) -> None:
+        ears.transcribing.open()
+
+    late = (exact(say(1), silence(2), say(2)), clear, open_gate, exact(say(3)), commit)
+    assert texts(await told(session, *late)) == ["3"]
+
+
+async def test_words_wait_until_all_before_them_are_final(ears: Ears) -> None:
+    session = session_of(ears, by_client(FULL))
+    running = asyncio.create_task(session.run())
+    turns, heard = Turns(), []
+    session.offer(exact(say(1, 2), silence(1.5)))
+    ears.transcribing.shut()
+    session.offer(exact(say(*range(3, 20))))
+    await asyncio.wait_for(ears.transcribing.reached.wait(), WAIT_S)
+    ears.transcribing.open()
+    session.commit()
+    session.end()
+    async for event in session.events():
+        heard += turns.hear(event)
+    await running
+    assert "".join(t.text for t in heard if isinstance(t, Delta)) == numbers(1, 19)
+
+
+async def test_an_utterance_that_fails_is_told_and_the_stream_goes_on(ears: Ears) -> None:
+    ears.failure = EngineFailed("broken")
+    session = session_of(ears, replace(FULL, partials=False))
+
+    running = asyncio.create_task(session.run())
+    session.offer(exact(say(1), silence(1)))
+    turns, heard = Turns(), []
+    async for event in session.events():
+        heard += turns.hear(event)
+        if event.kind == "failed":
+            ears.failure = None
+            session.offer(exact(say(2), silence(1)))
+            session.end()
+    await running
+    one, other = transcripts(heard)
+    assert one.failure is not None
+    assert (one.failure.code, one.failure.text, one.text) == ("engine_failed", "broken", "")
+    assert (other.failure, other.text) == (None, "2")
+
+
+async def test_other_options_are_for_what_follows(ears: Ears) -> None:
+    other = replace(by_client(FULL), transcribe=replace(FULL.transcribe, language="ru"))
+
+    def change(session: LiveSession) -> None:
+        session.change(other, PcmIntake("pcm_s16le", SAMPLE_RATE))
+
+    session = session_of(ears, FAST)
+    heard = await told(session, exact(say(1, 2)), change, exact(say(3), silence(2), say(4)), commit)
+    assert texts(heard) == ["1 2", "3 4"]
+    assert {(asked.model, asked.language) for asked in ears.asked} == {(UTTERANCES, "ru")}
+    assert ears.streams == 0
+
+
+async def test_what_waits_is_heard_with_the_options_it_was_sent_for(ears: Ears) -> None:
+    ears.transcribing.shut()
+    session = session_of(ears, replace(FULL, partials=False))
+    session.offer(exact(say(1), silence(1)))
+    other = replace(FULL, model="other", partials=False)
+    session.change(other, PcmIntake("pcm_s16le", SAMPLE_RATE))
+    session.offer(exact(say(2), silence(1)))
+    session.end()
+    running = asyncio.create_task(session.run())
+    await asyncio.wait_for(ears.transcribing.reached.wait(), WAIT_S)
+    ears.transcribing.open()
+    await running
+    assert [asked.model for asked in ears.asked] == [UTTERANCES, "other"]
+
+
+async def test_a_stream_is_reopened_only_for_another_model_or_hotwords(ears: Ears) -> None:
+    def change(**fields: Any) -> Callable[[LiveSession], Any]:
+        return lambda s: s.change(replace(s.options, **fields), PcmIntake("pcm_s16le", SAMPLE_RATE))
+
+    hotwords = replace(FAST.transcribe, hotwords="seven")
+    endpointing = EndpointOptions(silence_s=2.0)
+    acts = (change(endpointing=endpointing), change(transcribe=hotwords), exact(say(1)))
+    await told(session_of(ears, FAST), exact(say(5)), *acts)
+    assert ears.opened == [(STREAMING, None), (STREAMING, "seven")]
+    assert ears.streams == 0
+
+
+async def test_speech_without_a_pause_ends_its_turn_in_time(
+    ears: Ears, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "MAX_TURN_S", 20.0)
+    heard = await told(session_of(ears, FAST), exact(say(*range(100, 200), gap_s=0), silence(1)))
+    lengths = [t.seconds for t in transcripts(heard)]
+    assert len(lengths) == 2
+    assert lengths[0] == pytest.approx(20.0, abs=0.2)
+
+
+@pytest.mark.parametrize("last", [LiveSession.end, LiveSession.drain])
+async def test_what_was_said_when_the_stream_ends_is_a_turn(ears: Ears, last: Act) -> None:
+    heard = await told(session_of(ears, by_client(FAST)), TWO, last)
+    assert texts(heard) == ["1 2 3 4 5"]
+    heard = await told(session_of(ears, by_client(FAST)), exact(silence(2)), last)
+    assert heard == []
+
+
+async def test_commands_and_options_that_wait_are_bounded(ears: Ears) -> None:
+    for act in (commit, clear, lambda s: s.change(s.options, PcmIntake("pcm_s16le", 24_000))):
+        session = session_of(ears, FAST, max_pending_bytes=10**5)
+        with pytest.raises(TooFarAhead):
+            _repeat(act, session)
+
+
+def _repeat(act: Callable[[LiveSession], Any], session: LiveSession) -> None:
+    for _ in range(1000):
+        act(session)
