@@ -68,7 +68,7 @@ class _SoFar:
         self.said: list[str] = []
         self._partials: dict[int, str] = {}
 
-    def hear(self, event: Event) -> None:
+    def feed(self, event: Event) -> None:
         """A partial or a final."""
         text = _text(_words(event.words))
         if event.kind == "partial":
@@ -95,16 +95,16 @@ class _VoskSocket:
         self.ended = False
         self.so_far = _SoFar()
 
-    def greet(self) -> Sequence[str]:
+    def greeting(self) -> Sequence[str]:
         return ()
 
-    def begin(self, frame: Frame) -> Opening | Sequence[str]:
+    def open(self, frame: Frame) -> Opening | Sequence[str]:
         """The stream begins with the audio, or its end: no configuration is needed."""
         if isinstance(frame, bytes) or _is_end(frame):
             return Opening(self._open(), frame=frame)
         return self._configure(frame)
 
-    def hear(self, frame: Frame, session: LiveSession) -> Sequence[str]:
+    def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
         if isinstance(frame, bytes):
             session.offer(frame)
         elif _is_end(frame):
@@ -132,7 +132,7 @@ class _VoskSocket:
         """What to answer to a text that cannot be read; the stream goes on."""
         return _json({"error": message})
 
-    def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:
+    def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
         return [_json({"error": error.message})]
 
     def close_code(self, code: str) -> int:
@@ -185,8 +185,8 @@ class SherpaSocket(_VoskSocket):
     def default_model(self) -> str | None:
         return self._live.models.utterance or self._live.models.streaming
 
-    def begin(self, frame: Frame) -> Opening | Sequence[str]:
-        opening = super().begin(frame)
+    def open(self, frame: Frame) -> Opening | Sequence[str]:
+        opening = super().open(frame)
         if isinstance(opening, Opening):
             self._streaming = opening.session.options.streaming
         return opening
@@ -194,7 +194,7 @@ class SherpaSocket(_VoskSocket):
     def complaint(self, message: str) -> str:
         return _envelope(error=message)
 
-    def say(self, event: Event) -> Sequence[str]:
+    def render(self, event: Event) -> Sequence[str]:
         if event.kind == "error":
             self._failed = True
             held, self._held = self._held, None
@@ -227,7 +227,7 @@ class SherpaSocket(_VoskSocket):
 
     def _accumulate(self, event: Event) -> Sequence[str]:
         if event.kind in ("partial", "final"):
-            self.so_far.hear(event)
+            self.so_far.feed(event)
             so_far = " ".join(text for text in (*self.so_far.said, self.so_far.partial) if text)
             if so_far != self._sent:
                 self._sent = so_far
@@ -238,7 +238,7 @@ class SherpaSocket(_VoskSocket):
             return [_envelope(silence=not self._sent, data=self._sent, last=True)]
         return []
 
-    def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:
+    def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
         return [_envelope(error=error.message, last=True)]
 
 
@@ -255,18 +255,18 @@ class ClassicSocket(_VoskSocket):
         self._answered = 0
         self._results: deque[Event] = deque()
 
-    def begin(self, frame: Frame) -> Opening | Sequence[str]:
-        opening = super().begin(frame)
+    def open(self, frame: Frame) -> Opening | Sequence[str]:
+        opening = super().open(frame)
         if isinstance(opening, Opening):
             self._session = opening.session
         return opening
 
-    def say(self, event: Event) -> Sequence[str]:
+    def render(self, event: Event) -> Sequence[str]:
         match event.kind:
             case "partial":
-                self.so_far.hear(event)
+                self.so_far.feed(event)
             case "final":
-                self.so_far.hear(event)
+                self.so_far.feed(event)
                 if event.text:
                     self._results.append(event)
             case "progress":

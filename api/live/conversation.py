@@ -46,26 +46,26 @@ class Dialect(Protocol):
         """Whether the client has said on this socket that no audio follows."""
         ...
 
-    def greet(self) -> Sequence[str]:
+    def greeting(self) -> Sequence[str]:
         """What is said before the client says anything. Raises SpeechError."""
         ...
 
-    def begin(self, frame: Frame) -> Opening | Sequence[str]:
+    def open(self, frame: Frame) -> Opening | Sequence[str]:
         """The session that a frame begins, or what to answer to it while another is waited for.
 
         Raises SpeechError.
         """
         ...
 
-    def hear(self, frame: Frame, session: LiveSession) -> Sequence[str]:
+    def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
         """Hand a later frame to the session; what to answer at once. Raises SpeechError."""
         ...
 
-    def say(self, event: Event) -> Sequence[str]:
+    def render(self, event: Event) -> Sequence[str]:
         """The frames that tell an event."""
         ...
 
-    def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:
+    def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
         """The frames that tell why the socket is being closed."""
         ...
 
@@ -143,7 +143,7 @@ class _Conversation:
 
         Nothing is awaited after the frame that begins: until then another socket may have it.
         """
-        greeting = self._dialect.greet()
+        greeting = self._dialect.greeting()
         for text in greeting:
             await self._send(text)
         settings = self._live.settings
@@ -153,7 +153,7 @@ class _Conversation:
             frame = await self._next_unless_stopped(patience)
             if frame is None:
                 return None
-            opening = self._dialect.begin(frame)
+            opening = self._dialect.open(frame)
             if isinstance(opening, Opening):
                 return opening
             for text in opening:
@@ -193,7 +193,7 @@ class _Conversation:
         slows_down = FLOW_CONTROL in self._websocket.scope.get("extensions", {})
         while not owner.is_set():
             if frame is not None:
-                for text in self._dialect.hear(frame, session):
+                for text in self._dialect.receive(frame, session):
                     await self._send(text)
             if slows_down:
                 await session.room()
@@ -212,7 +212,7 @@ class _Conversation:
         async for event in opening.session.events(opening.after):
             if event.kind == "error":
                 failure = self._dialect.close_code(event.code)
-            for text in self._dialect.say(event):
+            for text in self._dialect.render(event):
                 await self._send(text)
         if failure is not None:
             return failure
@@ -255,7 +255,7 @@ class _Conversation:
         await asyncio.sleep(0)  # behind Serve's own proxy a send never waits
 
     async def _refuse(self, error: SpeechError, *, begun: bool) -> None:
-        for text in self._dialect.refuse(error, begun):
+        for text in self._dialect.render_error(error, begun):
             await self._send(text)
         await self._close(self._dialect.close_code(error.code), error.message)
 

@@ -98,7 +98,7 @@ class Realtime:
 
     # What the client says
 
-    def greet(self) -> Sequence[str]:
+    def greeting(self) -> Sequence[str]:
         """The session as the query wants it. Raises InvalidRequest."""
         if self._intent not in (None, "transcription"):
             raise InvalidRequest(
@@ -108,12 +108,12 @@ class Realtime:
         self._settings = replace(self._settings, transcription=named)
         return [self._told("created")]
 
-    def begin(self, frame: Frame) -> Opening | Sequence[str]:
+    def open(self, frame: Frame) -> Opening | Sequence[str]:
         """The stream begins with the first audio."""
         answers = self._obey(frame)
         return answers if self._session is None else Opening(self._session, answers)
 
-    def hear(self, frame: Frame, session: LiveSession) -> Sequence[str]:
+    def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
         """See :class:`api.live.conversation.Dialect`."""
         return self._obey(frame)
 
@@ -200,7 +200,7 @@ class Realtime:
 
     # What the client is told
 
-    def say(self, event: Event) -> Sequence[str]:
+    def render(self, event: Event) -> Sequence[str]:
         """See :class:`api.live.conversation.Dialect`."""
         told: list[str] = []
         item = self._item(event.turn)
@@ -219,7 +219,7 @@ class Realtime:
                 told.append(self._family_error(event.code, event.text))
         return [*told, *map(self._transcribed, self._turns.hear(event))]
 
-    def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:
+    def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
         """See :class:`api.live.conversation.Dialect`."""
         return [self._family_error(error.code, error.message)]
 

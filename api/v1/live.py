@@ -129,28 +129,28 @@ class Live:
         """See :class:`api.live.conversation.Dialect`."""
         return self._form.ended
 
-    def greet(self) -> Sequence[str]:
+    def greeting(self) -> Sequence[str]:
         """See :class:`api.live.conversation.Dialect`."""
         return ()
 
-    def begin(self, frame: Frame) -> Opening:
+    def open(self, frame: Frame) -> Opening:
         """See :class:`api.live.conversation.Dialect`."""
         if isinstance(frame, str) and _says_start(frame):
             self._form = _Native(self._live)
             self.resumable = True
-        return self._form.begin(frame)
+        return self._form.open(frame)
 
-    def hear(self, frame: Frame, session: LiveSession) -> Sequence[str]:
+    def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
         """See :class:`api.live.conversation.Dialect`."""
-        return self._form.hear(frame, session)
+        return self._form.receive(frame, session)
 
-    def say(self, event: Event) -> Sequence[str]:
+    def render(self, event: Event) -> Sequence[str]:
         """See :class:`api.live.conversation.Dialect`."""
-        return self._form.say(event)
+        return self._form.render(event)
 
-    def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:
+    def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
         """See :class:`api.live.conversation.Dialect`."""
-        return self._form.refuse(error, begun)
+        return self._form.render_error(error, begun)
 
     def close_code(self, code: str) -> int:
         """See :class:`api.live.conversation.Dialect`."""
@@ -162,7 +162,7 @@ class _Native:
         self._live = live
         self.ended = False
 
-    def begin(self, frame: Frame) -> Opening:
+    def open(self, frame: Frame) -> Opening:
         try:
             start = Start.model_validate_json(frame)
         except ValidationError as error:
@@ -225,7 +225,7 @@ class _Native:
             window_s=self._live.settings.window_s,
         )
 
-    def hear(self, frame: Frame, session: LiveSession) -> Sequence[str]:
+    def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
         if isinstance(frame, bytes):
             session.offer(frame)
             return []
@@ -242,7 +242,7 @@ class _Native:
             raise InvalidRequest(f"unknown type of frame: {str(command)[:50]!r}")
         return []
 
-    def say(self, event: Event) -> Sequence[str]:
+    def render(self, event: Event) -> Sequence[str]:
         body: dict[str, Any] = {"type": event.kind, "seq": event.seq}
         match event.kind:
             case "progress":
@@ -271,7 +271,7 @@ class _Native:
                     body["voice"] = b64encode(event.voice).decode()
         return [_json(**body)]
 
-    def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:
+    def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
         later = {"retry_after_s": error.retry_after_s} if isinstance(error, Overloaded) else {}
         return [_json(type="error", code=error.code, message=error.message, **later)]
 
@@ -287,7 +287,7 @@ class _V1:
         self._word_timestamps = True
         self.ended = False
 
-    def begin(self, frame: Frame) -> Opening:
+    def open(self, frame: Frame) -> Opening:
         if isinstance(frame, bytes) or not _is_json(frame):
             raise InvalidRequest("First message must be a valid JSON string.")
         try:
@@ -313,7 +313,7 @@ class _V1:
             raise type(error)(f"Failed to initialize streaming: {error.message}") from None
         return Opening(session)
 
-    def hear(self, frame: Frame, session: LiveSession) -> Sequence[str]:
+    def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
         if isinstance(frame, bytes) and frame:
             session.offer(frame)
         elif isinstance(frame, bytes) or frame.strip().upper() == END_STREAM:
@@ -321,7 +321,7 @@ class _V1:
             session.end()
         return []
 
-    def say(self, event: Event) -> Sequence[str]:
+    def render(self, event: Event) -> Sequence[str]:
         if event.kind == "error":
             return [_json(error=f"Streaming error: {event.text}")]
         if event.kind != "final" or not event.text:
@@ -340,7 +340,7 @@ class _V1:
             )
         ]
 
-    def refuse(self, error: SpeechError, begun: bool) -> Sequence[str]:
+    def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
         return [_json(error=f"Streaming error: {error.message}" if begun else error.message)]
 
     def close_code(self, code: str) -> int:
