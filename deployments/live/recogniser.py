@@ -11,7 +11,8 @@ from ray.serve.handle import DeploymentHandle
 
 from configs.settings import LiveSettings
 from deployments.live.lane_client import Directory
-from deployments.live.lane_server import LaneAddress, LaneServer
+from deployments.live.lane_protocol import LaneAddress
+from deployments.live.lane_server import LaneServer
 from deployments.runtime.model_access import ModelFiles, hardware, streaming_engine
 from deployments.runtime.options import serve_options
 from deployments.runtime.scaling import FollowStreams
@@ -38,7 +39,7 @@ class Live:
         self._server = LaneServer(self._recognizer, ray.util.get_node_ip_address())
 
     async def lane(self) -> dict[str, Any]:
-        """A packed :class:`deployments.live.lane_server.LaneAddress`."""
+        """A packed :class:`deployments.live.lane_protocol.LaneAddress`."""
         address = LaneAddress(
             replica=serve.get_replica_context().replica_id.unique_id,
             host=self._server.host,
