@@ -19,7 +19,7 @@ from api.live.registry import LiveStreams
 from api.openai import realtime
 from api.openai import routes as openai
 from api.request_id import RequestId
-from api.service import SpeechService, shorter
+from api.service import SpeechService, with_max_duration
 from api.v1 import jobs, live, process
 from configs.catalogue import REPOSITORY_ROOT
 from configs.settings import Dialect, IngressSettings
@@ -89,7 +89,7 @@ def make_app(
         fetcher = Fetcher(settings.max_upload_bytes, settings.url_timeout_s)
 
     def bounded(dialect: Dialect) -> SpeechService:
-        return shorter(service, settings.max_seconds.get(dialect))
+        return with_max_duration(service, settings.max_seconds.get(dialect))
 
     app.include_router(process.router(bounded("v1"), heavy, job_desk, fetcher))
     if job_desk is not None:

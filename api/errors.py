@@ -58,7 +58,7 @@ class Problem:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Say = Callable[[Problem], Response]
+RenderError = Callable[[Problem], Response]
 
 
 class FieldError(TypedDict):
@@ -76,7 +76,7 @@ class ErrorBody(TypedDict):
     code: str
 
 
-def say_detail(problem: Problem) -> Response:
+def render_detail(problem: Problem) -> Response:
     """The shape of the v1 API and of every path that no other dialect claims."""
     body = {"detail": problem.detail, "code": problem.code}
     return JSONResponse(body, problem.status, headers=problem.headers)
@@ -124,30 +124,30 @@ def problem_of_form(error: RequestValidationError) -> Problem:
 
 
 class ErrorShapes:
-    """How each dialect says a problem: path prefix to shape, the longest prefix wins.
+    """How each dialect renders a problem, by path prefix; the longest prefix wins.
 
-    :func:`say_detail` speaks for all other paths. The two handlers are for the app's
+    :func:`render_detail` renders those of all other paths. The two handlers are for the app's
     ``exception_handlers``: what the web framework itself raises.
     """
 
-    def __init__(self, shapes: Mapping[str, Say]) -> None:
+    def __init__(self, shapes: Mapping[str, RenderError]) -> None:
         self._shapes = sorted(shapes.items(), key=lambda item: len(item[0]), reverse=True)
 
-    def say(self, scope: Scope, problem: Problem) -> Response:
+    def render(self, scope: Scope, problem: Problem) -> Response:
         """The answer to a problem on the path of ``scope``."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        say = next((say for prefix, say in self._shapes if path.startswith(prefix)), say_detail)
-        return say(problem)
+        matching = (render for prefix, render in self._shapes if path.startswith(prefix))
+        return next(matching, render_detail)(problem)
 
     async def on_http_exception(self, request: Request, error: Exception) -> Response:
         """Unknown path, wrong method, broken form and the like."""
         assert isinstance(error, HTTPException)
-        return self.say(request.scope, problem_of_http(error))
+        return self.render(request.scope, problem_of_http(error))
 
     async def on_invalid_form(self, request: Request, error: Exception) -> Response:
         """A request that FastAPI finds incomplete."""
         assert isinstance(error, RequestValidationError)
-        return self.say(request.scope, problem_of_form(error))
+        return self.render(request.scope, problem_of_form(error))
 
 
 class ErrorBoundary:
@@ -174,7 +174,7 @@ class ErrorBoundary:
             problem = problem_of(error)
             if started:
                 raise
-            await self.shapes.say(scope, problem)(scope, receive, send)
+            await self.shapes.render(scope, problem)(scope, receive, send)
 
 
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}}

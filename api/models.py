@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
-from api.errors import Problem, Say, responses
+from api.errors import Problem, RenderError, responses
 from api.openai.errors import error_object
 from api.service import SpeechService
 from configs.catalogue import ModelEntry
@@ -53,7 +53,7 @@ class CacheEntry(TypedDict):
     replica: NotRequired[str]
 
 
-def _say_both(problem: Problem) -> Response:
+def _render_both(problem: Problem) -> Response:
     """The shape of the v1 API with OpenAI's error object beside it: clients of both come here."""
     code = "model_not_found" if problem.status == 404 else problem.code
     body = {
@@ -64,7 +64,7 @@ def _say_both(problem: Problem) -> Response:
     return JSONResponse(body, problem.status, headers=problem.headers)
 
 
-ERROR_SHAPES: Mapping[str, Say] = {"/v1/models": _say_both}
+ERROR_SHAPES: Mapping[str, RenderError] = {"/v1/models": _render_both}
 
 
 def router(service: SpeechService, aliases: Mapping[str, str | None]) -> APIRouter:

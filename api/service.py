@@ -57,12 +57,12 @@ class SpeechService(Protocol):
         ...
 
 
-def shorter(service: SpeechService, max_seconds: float | None) -> SpeechService:
+def with_max_duration(service: SpeechService, max_seconds: float | None) -> SpeechService:
     """The same service, that takes no audio longer than ``max_seconds``; None: as it is."""
-    return service if max_seconds is None else _Shorter(service, max_seconds)
+    return service if max_seconds is None else _WithMaxDuration(service, max_seconds)
 
 
-class _Shorter:
+class _WithMaxDuration:
     def __init__(self, service: SpeechService, max_seconds: float) -> None:
         self._service = service
         self._max_seconds = max_seconds

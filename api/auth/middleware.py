@@ -52,7 +52,7 @@ class KeyCheck:
             if problem is None:
                 await self.app(scope, receive, send)
                 return
-        answer = self.shapes.say(scope, problem)
+        answer = self.shapes.render(scope, problem)
         if scope["type"] == "websocket":
             await WebSocket(scope, receive, send).send_denial_response(answer)
         else:

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
 from api.auth.key_file import KeyFile
-from api.errors import Problem, Say, say_detail
+from api.errors import Problem, RenderError, render_detail
 
 _TEXTS = {"missing_api_key": "Not authenticated", "invalid_api_key": "Неверный API ключ"}
 
@@ -24,15 +24,15 @@ class KeyCount(TypedDict):
     count: int
 
 
-def say_refusal(problem: Problem) -> Response:
+def render_refusal(problem: Problem) -> Response:
     """The shape of Simple ASR Service for a key that is missing or wrong; else the v1 shape."""
     text = _TEXTS.get(problem.code)
     if text is None:
-        return say_detail(problem)
+        return render_detail(problem)
     return JSONResponse({"detail": text}, problem.status, headers=problem.headers)
 
 
-ERROR_SHAPES: Mapping[str, Say] = {"/keys/": say_refusal}
+ERROR_SHAPES: Mapping[str, RenderError] = {"/keys/": render_refusal}
 
 
 def router(keys: KeyFile) -> APIRouter:

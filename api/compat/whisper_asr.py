@@ -17,8 +17,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import TypedDict
 
-from api.auth.routes import say_refusal
-from api.errors import Problem, Say, responses, say_detail
+from api.auth.routes import render_refusal
+from api.errors import Problem, RenderError, render_detail, responses
 from api.openai.responses import WARNINGS_HEADER, VerboseSegment, verbose_segment
 from api.service import SpeechService, resolve_models
 from configs.settings import AsrSettings
@@ -141,18 +141,18 @@ class AsrText(TypedDict):
     text: str
 
 
-def _say(problem: Problem) -> Response:
+def _render_error(problem: Problem) -> Response:
     if not isinstance(problem.detail, str):
         missing = [{**d, "input": None} if d["type"] == "missing" else d for d in problem.detail]
-        return say_detail(replace(problem, detail=missing))
+        return render_detail(replace(problem, detail=missing))
     if problem.code == ModelUnavailable.code:
         problem = replace(problem, detail=NO_MODEL)
     elif problem.status not in (401, 403, 404, 405, 429):
         problem = replace(problem, detail=f"{FAILED}: {problem.detail}")
-    return say_refusal(problem)
+    return render_refusal(problem)
 
 
-ERROR_SHAPES: Mapping[str, Say] = {PATH: _say}
+ERROR_SHAPES: Mapping[str, RenderError] = {PATH: _render_error}
 
 
 def router(service: SpeechService, defaults: AsrSettings, route_class: type[APIRoute]) -> APIRouter:

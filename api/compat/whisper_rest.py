@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import TypedDict
 
-from api.errors import Problem, Say
+from api.errors import Problem, RenderError
 from api.service import FAMILIES, SpeechService, resolve_models
 from speech.errors import EmptyAudio
 from speech.pipeline import ProcessOptions, Task
@@ -120,7 +120,7 @@ class RestError(TypedDict):
     error: str
 
 
-def _say(problem: Problem) -> Response:
+def _render_error(problem: Problem) -> Response:
     detail, status = problem.detail, problem.status
     if not isinstance(detail, str):
         wrong = detail[0]
@@ -134,7 +134,7 @@ def _say(problem: Problem) -> Response:
     return _error(detail, status, problem)
 
 
-def _say_of_models(problem: Problem) -> Response:
+def _render_models_error(problem: Problem) -> Response:
     return _error(f"{NOT_LISTED}: {problem.detail}", problem.status, problem)
 
 
@@ -143,7 +143,10 @@ def _error(message: str, status: int, problem: Problem) -> Response:
     return JSONResponse(body, status, headers=problem.headers)
 
 
-ERROR_SHAPES: Mapping[str, Say] = {PREFIX: _say, f"{PREFIX}models": _say_of_models}
+ERROR_SHAPES: Mapping[str, RenderError] = {
+    PREFIX: _render_error,
+    f"{PREFIX}models": _render_models_error,
+}
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": RestError, "description": "The file, the form or the model is wrong."},

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from api.errors import STATUS, Say, problem_of, say_detail
+from api.errors import STATUS, RenderError, problem_of, render_detail
 from api.live.registry import LiveStreams
 from speech.errors import IdleTimeout, Overloaded, SpeechError
 from speech.live.events import Event
@@ -88,7 +88,7 @@ async def converse(
     dialect: Dialect,
     *,
     subprotocol: str | None = None,
-    say: Say = say_detail,
+    say: RenderError = render_detail,
 ) -> None:
     """Serve one socket from the handshake to its close.
 

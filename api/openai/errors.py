@@ -67,7 +67,7 @@ def error_object(problem: Problem) -> ErrorObject:
     return {"message": message, "type": _type(problem.status), "param": param, "code": code}
 
 
-def say_error(problem: Problem) -> Response:
+def render_error(problem: Problem) -> Response:
     """The answer to a problem on OpenAI's routes."""
     status = _STATUS_OF_CODE.get(problem.code) or _STATUS.get(problem.status, problem.status)
     body: OpenAIErrorBody = {"error": error_object(problem)}

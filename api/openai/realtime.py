@@ -17,10 +17,10 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ValidationError
 from starlette.websockets import WebSocket
 
-from api.errors import Say, family_problem
+from api.errors import RenderError, family_problem
 from api.live.conversation import Frame, Opening, code_of, converse
 from api.live.registry import LiveStreams
-from api.openai.errors import error_object, say_error
+from api.openai.errors import error_object, render_error
 from api.openai.realtime_settings import BetaSessionUpdate, SessionUpdate, Settings, Transcription
 from api.openai.requests import Aliases
 from api.openai.responses import logprobs
@@ -45,7 +45,7 @@ NOT_SERVED = {
     "response.create",
 }
 """Events of conversations."""
-ERROR_SHAPES: Mapping[str, Say] = {"/v1/realtime": say_error}
+ERROR_SHAPES: Mapping[str, RenderError] = {"/v1/realtime": render_error}
 """Of what is said before the socket is open."""
 _CODES = {"stream_too_long": "session_expired"}
 """OpenAI's own names of what we name otherwise."""
@@ -311,7 +311,7 @@ def router(live: LiveStreams, aliases: Aliases) -> APIRouter:
             live,
             Realtime(live, aliases, intent=intent, model=model, beta=beta),
             subprotocol="realtime" if "realtime" in offered else None,
-            say=say_error,
+            say=render_error,
         )
 
     return routes

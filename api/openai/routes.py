@@ -11,9 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.errors import Say
+from api.errors import RenderError
 from api.limits import within_deadline
-from api.openai.errors import RESPONSES, say_error
+from api.openai.errors import RESPONSES, render_error
 from api.openai.events import EventStream
 from api.openai.requests import Aliases, DiarizationForm, TranscriptionForm, TranslationForm
 from api.openai.responses import (
@@ -28,7 +28,7 @@ from api.service import SpeechService
 from speech.errors import EmptyAudio
 
 PREFIX = "/v1/audio/"
-ERROR_SHAPES: Mapping[str, Say] = {PREFIX: say_error}
+ERROR_SHAPES: Mapping[str, RenderError] = {PREFIX: render_error}
 
 MULTIPART = "multipart/form-data"
 

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from api.errors import Problem, Say, family_problem, responses, say_detail
+from api.errors import Problem, RenderError, family_problem, render_detail, responses
 from api.fetch import Fetcher
 from api.service import SpeechService
 from api.v1.requests import IdempotencyKey, ProcessRequest, ProcessRequestText
@@ -275,13 +275,13 @@ def _errors(transcript: Transcript) -> list[TaskError]:
     return [{"task": e.task, "code": e.code, "message": e.message} for e in transcript.errors]
 
 
-def _say_failure(problem: Problem) -> Response:
+def _render_failure(problem: Problem) -> Response:
     if problem.status == 500:
         problem = replace(problem, detail=f"Synchronous processing failed: {problem.detail}")
-    return say_detail(problem)
+    return render_detail(problem)
 
 
-ERROR_SHAPES: Mapping[str, Say] = {"/v1/process": _say_failure}
+ERROR_SHAPES: Mapping[str, RenderError] = {"/v1/process": _render_failure}
 
 
 _MISSING = {"type": "missing", "loc": ("body", "audio"), "msg": "Field required"}
@@ -361,7 +361,7 @@ def router(
             return Response(to_json(job_answer(job)), media_type="application/json")
         transcript = await service.process(data, options)
         if failure := failure_of(transcript):
-            return _say_failure(family_problem(*failure))
+            return _render_failure(family_problem(*failure))
         body = await run_in_threadpool(render, transcript, request)
         return Response(body, media_type="application/json")
 
