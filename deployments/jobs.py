@@ -21,8 +21,9 @@ from infra.job_audio import JobAudio
 from infra.job_store import SqlJobStore
 from infra.webhooks import Webhooks
 from speech.errors import NotEnabled
-from speech.jobs.desk import Job, JobBounds, JobDesk
+from speech.jobs.desk import JobBounds, JobDesk
 from speech.jobs.job_worker import JobRules, JobWorker, Progress
+from speech.jobs.states import Job
 from speech.pipeline import ProcessOptions
 from speech.transcript import Transcript
 

@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 
 class JobAudio:
-    """Implements :class:`speech.jobs.desk.AudioStore` under ``url``, a directory or fsspec URL.
+    """Implements :class:`speech.jobs.states.AudioStore` under ``url``, a directory or fsspec URL.
 
     Options of other file systems come from the environment, see docs/jobs.md.
     """
@@ -22,7 +22,7 @@ class JobAudio:
         self._files.makedirs(self._root, exist_ok=True)
 
     def put(self, id: str, data: bytes) -> None:
-        """See :meth:`speech.jobs.desk.AudioStore.put`."""
+        """See :meth:`speech.jobs.states.AudioStore.put`."""
         if not isinstance(self._files, LocalFileSystem):
             self._files.pipe_file(self._path(id), data)
             return
@@ -33,22 +33,22 @@ class JobAudio:
             os.fsync(file.fileno())
 
     def get(self, id: str) -> bytes:
-        """See :meth:`speech.jobs.desk.AudioStore.get`."""
+        """See :meth:`speech.jobs.states.AudioStore.get`."""
         data: bytes = self._files.cat_file(self._path(id))
         return data
 
     def remove(self, id: str) -> None:
-        """See :meth:`speech.jobs.desk.AudioStore.remove`."""
+        """See :meth:`speech.jobs.states.AudioStore.remove`."""
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(id))
 
     def stored(self) -> Sequence[str]:
-        """See :meth:`speech.jobs.desk.AudioStore.stored`."""
+        """See :meth:`speech.jobs.states.AudioStore.stored`."""
         found = self._files.ls(self._root, detail=True, refresh=True)
         return [file["name"].rsplit("/", 1)[1] for file in found if file["type"] == "file"]
 
     def age_s(self, id: str) -> float:
-        """See :meth:`speech.jobs.desk.AudioStore.age_s`."""
+        """See :meth:`speech.jobs.states.AudioStore.age_s`."""
         stored_at: datetime.datetime = self._files.modified(self._path(id))
         return time.time() - stored_at.timestamp()
 

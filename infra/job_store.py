@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from speech.errors import Overloaded, SpeechError
-from speech.jobs.desk import Job, Lease, Load, NewJob
+from speech.jobs.states import Job, Lease, Load, NewJob
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a process waits for another one that writes to the same SQLite file."""
@@ -67,7 +67,7 @@ _RUNS = _c.state.in_(("queued", "processing"))
 
 
 class SqlJobStore:
-    """Implements :class:`speech.jobs.desk.JobStore`; may be used by several threads and processes.
+    """Implements :class:`speech.jobs.states.JobStore` for any number of threads and processes.
 
     ``url`` is one of SQLAlchemy. Clocks of machines that share a store must agree much better than
     the length of a lease: otherwise work is done twice, though its result is still taken once.
@@ -115,7 +115,7 @@ class SqlJobStore:
             raise Overloaded("the job store does not answer") from error
 
     def add(self, job: NewJob) -> Job | None:
-        """See :meth:`speech.jobs.desk.JobStore.add`."""
+        """See :meth:`speech.jobs.states.JobStore.add`."""
         now = self._clock()
         statement = (
             sa.insert(_jobs)
@@ -143,16 +143,16 @@ class SqlJobStore:
             return None
 
     def find(self, owner: str, id: str) -> Job | None:
-        """See :meth:`speech.jobs.desk.JobStore.find`."""
+        """See :meth:`speech.jobs.states.JobStore.find`."""
         return self._one(sa.select(*_VIEW, _c.result).where(_c.id == id, _c.owner == owner))
 
     def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
-        """See :meth:`speech.jobs.desk.JobStore.find_by_key`."""
+        """See :meth:`speech.jobs.states.JobStore.find_by_key`."""
         used = (_c.owner == owner, _c.idempotency_key == idempotency_key)
         return self._one(sa.select(*_VIEW, _c.result).where(*used))
 
     def page(self, owner: str, limit: int, after: str | None) -> Sequence[Job]:
-        """See :meth:`speech.jobs.desk.JobStore.page`."""
+        """See :meth:`speech.jobs.states.JobStore.page`."""
         order = sa.tuple_(_c.created_at, _c.id)
         statement = (
             sa.select(*_VIEW)
@@ -170,12 +170,12 @@ class SqlJobStore:
             return [_job(row) for row in connection.execute(statement)]
 
     def cancel(self, owner: str, id: str) -> Job | None:
-        """See :meth:`speech.jobs.desk.JobStore.cancel`."""
+        """See :meth:`speech.jobs.states.JobStore.cancel`."""
         self._write(self._ended("cancelled").where(_c.id == id, _c.owner == owner, _RUNS))
         return self.find(owner, id)
 
     def load(self) -> Load:
-        """See :meth:`speech.jobs.desk.JobStore.load`."""
+        """See :meth:`speech.jobs.states.JobStore.load`."""
 
         def count(state: str) -> sa.ColumnElement[int]:
             return sa.func.count().filter(_c.state == state)
@@ -187,7 +187,7 @@ class SqlJobStore:
         return Load(queued, processing, int(stored_bytes))
 
     def take(self, lease_s: float) -> Lease | None:
-        """See :meth:`speech.jobs.desk.JobStore.take`."""
+        """See :meth:`speech.jobs.states.JobStore.take`."""
         now = self._clock()
         return self._seize(
             (_c.state == "queued", _c.due_at <= now),
@@ -201,8 +201,8 @@ class SqlJobStore:
             lease_s,
         )
 
-    def take_lost(self, lease_s: float) -> Lease | None:
-        """See :meth:`speech.jobs.desk.JobStore.take_lost`."""
+    def take_expired(self, lease_s: float) -> Lease | None:
+        """See :meth:`speech.jobs.states.JobStore.take_expired`."""
         lost = (_c.state == "processing", _c.lease_until < self._clock())
         return self._seize(lost, {}, lease_s)
 
@@ -215,19 +215,19 @@ class SqlJobStore:
         job = self._one(statement)
         return None if job is None else Lease(job, token)
 
-    def beat(self, lease: Lease, lease_s: float, stage: str | None, seconds_done: float) -> bool:
-        """See :meth:`speech.jobs.desk.JobStore.beat`."""
+    def renew(self, lease: Lease, lease_s: float, stage: str | None, seconds_done: float) -> bool:
+        """See :meth:`speech.jobs.states.JobStore.beat`."""
         until = self._clock() + lease_s
         held = _held(lease).values(lease_until=until, stage=stage, seconds_done=seconds_done)
         return self._write(held) > 0
 
     def complete(self, lease: Lease, result: str) -> bool:
-        """See :meth:`speech.jobs.desk.JobStore.complete`."""
+        """See :meth:`speech.jobs.states.JobStore.complete`."""
         statement = self._ended("completed", result=result, error=None, error_code=None)
         return self._write(statement.where(*_holds(lease))) > 0
 
     def fail(self, lease: Lease, error: SpeechError) -> bool:
-        """See :meth:`speech.jobs.desk.JobStore.fail`."""
+        """See :meth:`speech.jobs.states.JobStore.fail`."""
         statement = self._ended("failed", **_told(error))
         return self._write(statement.where(*_holds(lease))) > 0
 
@@ -244,10 +244,10 @@ class SqlJobStore:
             **values,
         )
 
-    def put_back(
+    def requeue(
         self, lease: Lease, delay_s: float, error: SpeechError | None, *, counted: bool
     ) -> bool:
-        """See :meth:`speech.jobs.desk.JobStore.put_back`."""
+        """See :meth:`speech.jobs.states.JobStore.requeue`."""
         statement = _held(lease).values(
             state="queued",
             due_at=self._clock() + delay_s,
@@ -259,7 +259,7 @@ class SqlJobStore:
         return self._write(statement) > 0
 
     def take_webhook(self, hold_s: float) -> Job | None:
-        """See :meth:`speech.jobs.desk.JobStore.take_webhook`."""
+        """See :meth:`speech.jobs.states.JobStore.take_webhook`."""
         now = self._clock()
         due = (_c.webhook_due_at <= now,)
         statement = _first(due, _c.webhook_due_at).values(
@@ -267,37 +267,37 @@ class SqlJobStore:
         )
         return self._one(statement.returning(*_VIEW))
 
-    def webhook_told(self, id: str) -> None:
-        """See :meth:`speech.jobs.desk.JobStore.webhook_told`."""
+    def webhook_delivered(self, id: str) -> None:
+        """See :meth:`speech.jobs.states.JobStore.webhook_delivered`."""
         told = sa.update(_jobs).where(_c.id == id)
         self._write(told.values(webhook_state="delivered", webhook_due_at=None))
 
     def webhook_failed(self, id: str, retry_in_s: float | None) -> None:
-        """See :meth:`speech.jobs.desk.JobStore.webhook_failed`."""
+        """See :meth:`speech.jobs.states.JobStore.webhook_failed`."""
         told = sa.update(_jobs).where(_c.id == id, _c.webhook_state == "pending")
         if retry_in_s is None:
             self._write(told.values(webhook_state="failed", webhook_due_at=None))
         else:
             self._write(told.values(webhook_due_at=self._clock() + retry_in_s))
 
-    def stale_audio(self, ttl_s: float) -> Sequence[str]:
-        """See :meth:`speech.jobs.desk.JobStore.stale_audio`."""
+    def expired_audio(self, ttl_s: float) -> Sequence[str]:
+        """See :meth:`speech.jobs.states.JobStore.expired_audio`."""
         old = (_c.ended_at < self._clock() - ttl_s, _c.audio_bytes.is_not(None))
         with self._connection() as connection:
             return connection.execute(sa.select(_c.id).where(*old)).scalars().all()
 
-    def audio_gone(self, id: str) -> None:
-        """See :meth:`speech.jobs.desk.JobStore.audio_gone`."""
+    def audio_removed(self, id: str) -> None:
+        """See :meth:`speech.jobs.states.JobStore.audio_removed`."""
         self._write(sa.update(_jobs).where(_c.id == id).values(audio_bytes=None))
 
     def with_audio(self) -> set[str]:
-        """See :meth:`speech.jobs.desk.JobStore.with_audio`."""
+        """See :meth:`speech.jobs.states.JobStore.with_audio`."""
         statement = sa.select(_c.id).where(_c.audio_bytes.is_not(None))
         with self._connection() as connection:
             return set(connection.execute(statement).scalars())
 
-    def forget(self, ttl_s: float) -> int:
-        """See :meth:`speech.jobs.desk.JobStore.forget`."""
+    def delete_expired(self, ttl_s: float) -> int:
+        """See :meth:`speech.jobs.states.JobStore.forget`."""
         old = (_c.ended_at < self._clock() - ttl_s, _c.audio_bytes.is_(None))
         return self._write(sa.delete(_jobs).where(*old))
 

@@ -13,7 +13,7 @@ import httpx
 from pydantic_core import to_json
 
 from infra.url_check import PublicOnly, check_url
-from speech.jobs.desk import Job
+from speech.jobs.states import Job
 
 SECRET_PREFIX = "whsec_"
 """Before a secret that is written as base64; any other secret is taken as its characters."""

@@ -15,7 +15,8 @@ from api.service import SpeechService
 from api.v1.process import ProcessResponse, caller_of, failure_of, job_answer, result_of
 from api.v1.requests import ProcessRequest
 from speech.errors import EngineFailed
-from speech.jobs.desk import HOPELESS, Job, JobDesk, WebhookState
+from speech.jobs.desk import JobDesk
+from speech.jobs.states import NON_RETRYABLE, Job, WebhookState
 from speech.pipeline import ProcessOptions
 from speech.transcript import Transcript
 
@@ -101,7 +102,7 @@ async def result_text(
     transcript = await process(request.options(service))
     if failure := failure_of(transcript):
         code, message = failure
-        raise next((kind for kind in HOPELESS if kind.code == code), EngineFailed)(message)
+        raise next((kind for kind in NON_RETRYABLE if kind.code == code), EngineFailed)(message)
 
     def render() -> str:
         return to_json(result_of(transcript, request), inf_nan_mode="null").decode()

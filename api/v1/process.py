@@ -18,7 +18,8 @@ from api.service import SpeechService
 from api.v1.requests import IdempotencyKey, ProcessRequest, ProcessRequestText
 from infra.addresses import MAX_URL_CHARS
 from speech.errors import EmptyAudio, InvalidRequest, NotEnabled
-from speech.jobs.desk import Job, JobDesk, State
+from speech.jobs.desk import JobDesk
+from speech.jobs.states import Job, State
 from speech.transcript import Segment, Transcript
 
 

@@ -1,7 +1,4 @@
-"""Jobs: files that are worked on after their request was answered, whatever dies meanwhile.
-
-queued → processing → completed | failed | cancelled; a failed attempt goes back to queued.
-"""
+"""Accepts jobs within their bounds and gives their owners access to them."""
 
 import contextlib
 import hashlib
@@ -9,216 +6,28 @@ import logging
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
-from speech.errors import (
-    AudioTooLarge,
-    AudioTooLong,
-    EmptyAudio,
-    InvalidRequest,
-    Overloaded,
-    SpeechError,
-    TooManyChannels,
-    UnsupportedAudio,
-)
+from speech.errors import InvalidRequest, Overloaded
+from speech.jobs.states import AudioStore, Job, JobStore, NewJob
 
 logger = logging.getLogger(__name__)
-
-State = Literal["queued", "processing", "completed", "failed", "cancelled"]
-WebhookState = Literal["pending", "delivered", "failed"]
-
-HOPELESS = (
-    InvalidRequest,
-    EmptyAudio,
-    UnsupportedAudio,
-    AudioTooLarge,
-    AudioTooLong,
-    TooManyChannels,
-)
-"""Errors that another attempt would meet again."""
 
 FULL_RETRY_AFTER_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class NewJob:
-    """A job as it is handed in; ``fingerprint`` tells two requests with one key apart."""
-
-    id: str
-    owner: str
-    request: str
-    fingerprint: str
-    audio_bytes: int
-    idempotency_key: str | None = None
-    webhook_url: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job as it stands. Times are Unix seconds, ``result`` is JSON text.
-
-    ``attempts`` counts those that began; ``error`` is that of the last attempt that failed, also
-    while another one is still to come.
-    """
-
-    id: str
-    owner: str
-    state: State
-    request: str
-    fingerprint: str
-    created_at: float
-    started_at: float | None
-    ended_at: float | None
-    attempts: int
-    stage: str | None
-    seconds_done: float
-    error_code: str | None
-    error: str | None
-    webhook_url: str | None
-    webhook_state: WebhookState | None
-    webhook_attempts: int
-    result: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A worker's right to a job; it is worth nothing once another worker holds a newer one."""
-
-    job: Job
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How many jobs there are, and the bytes of audio that are kept for all of them."""
-
-    queued: int
-    processing: int
-    stored_bytes: int
-
-
-class JobStore(Protocol):
-    """Where jobs are written down. Every method is one transaction, blocks, and is on disk after.
-
-    Raises Overloaded where the database does not answer.
-    """
-
-    def add(self, job: NewJob) -> Job | None:
-        """Queue a job; None if its owner has used the idempotency key before."""
-        ...
-
-    def find(self, owner: str, id: str) -> Job | None:
-        """A job of this owner with its result."""
-        ...
-
-    def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
-        """The job for which the owner used this key."""
-        ...
-
-    def page(self, owner: str, limit: int, after: str | None) -> Sequence[Job]:
-        """Jobs of this owner without results, the newest first, those after ``after`` (an id)."""
-        ...
-
-    def cancel(self, owner: str, id: str) -> Job | None:
-        """End a job that has not ended yet; the job as it stands then."""
-        ...
-
-    def load(self) -> Load:
-        """What waits, runs and is kept."""
-        ...
-
-    def take(self, lease_s: float) -> Lease | None:
-        """Begin an attempt at the oldest job that is due; nobody else takes it for ``lease_s``."""
-        ...
-
-    def take_lost(self, lease_s: float) -> Lease | None:
-        """Take a job whose worker let its lease expire, without beginning an attempt."""
-        ...
-
-    def beat(self, lease: Lease, lease_s: float, stage: str | None, seconds_done: float) -> bool:
-        """Prolong a lease and note the progress; False if the job is the worker's no more."""
-        ...
-
-    def complete(self, lease: Lease, result: str) -> bool:
-        """Store the result; False if the job is the worker's no more."""
-        ...
-
-    def fail(self, lease: Lease, error: SpeechError) -> bool:
-        """Give the job up for good; False if the job is the worker's no more."""
-        ...
-
-    def put_back(
-        self, lease: Lease, delay_s: float, error: SpeechError | None, *, counted: bool
-    ) -> bool:
-        """Queue the job again, due in ``delay_s``; an attempt that is not ``counted`` is undone."""
-        ...
-
-    def take_webhook(self, hold_s: float) -> Job | None:
-        """Begin an attempt to tell of a job that ended; it is due again after ``hold_s``."""
-        ...
-
-    def webhook_told(self, id: str) -> None:
-        """The webhook was delivered."""
-        ...
-
-    def webhook_failed(self, id: str, retry_in_s: float | None) -> None:
-        """It was not: it is due again later, or None for never."""
-        ...
-
-    def stale_audio(self, ttl_s: float) -> Sequence[str]:
-        """Ids of jobs that ended ``ttl_s`` ago and still have audio."""
-        ...
-
-    def audio_gone(self, id: str) -> None:
-        """The audio of a job was removed."""
-        ...
-
-    def with_audio(self) -> set[str]:
-        """Ids of all jobs that have audio."""
-        ...
-
-    def forget(self, ttl_s: float) -> int:
-        """Delete the jobs that ended ``ttl_s`` ago and have no audio left; how many."""
-        ...
-
-
-class AudioStore(Protocol):
-    """Where the audio of jobs is kept, by job id. Every method blocks; raises OSError."""
-
-    def put(self, id: str, data: bytes) -> None:
-        """Keep it; it is on disk after."""
-        ...
-
-    def get(self, id: str) -> bytes:
-        """Raises FileNotFoundError."""
-        ...
-
-    def remove(self, id: str) -> None:
-        """Remove it if it is there."""
-        ...
-
-    def stored(self) -> Sequence[str]:
-        """Ids of all audio."""
-        ...
-
-    def age_s(self, id: str) -> float:
-        """Seconds since it was stored. Raises FileNotFoundError."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
 class JobBounds:
-    """What is taken in: jobs that wait, and bytes of audio kept for jobs."""
+    """Bounds of admission: queued jobs, and bytes of audio stored for all jobs."""
 
     max_queued: int
     max_stored_bytes: int
 
 
 class JobDesk:
-    """Takes jobs in and tells how they stand. Every method blocks on disk or network.
+    """Submits, finds, lists and cancels jobs. Every method blocks on disk or network.
 
-    A job is seen by its owner only. ``check_webhook`` raises InvalidRequest for a URL that must not
-    be called.
+    A job is visible to its owner only. ``check_webhook`` raises InvalidRequest for a URL that must
+    not be called.
     """
 
     def __init__(
@@ -241,12 +50,11 @@ class JobDesk:
         idempotency_key: str | None = None,
         webhook_url: str | None = None,
     ) -> Job:
-        """Queue a file; the job and its audio are on disk when this returns.
+        """Queue a file; the job and its audio are durable when this returns.
 
-        A key that the owner has used before gives the job of that time, whatever became of it.
-        Raises InvalidRequest if that was for another request, Overloaded if no more is taken in.
-        The bounds are looked at before the audio is stored: requests at the same moment may exceed
-        them by one each.
+        A key that the owner has used before returns the job created then, in whatever state it is.
+        Raises InvalidRequest if that was for another request, Overloaded at a bound. The bounds are
+        checked before the audio is stored: concurrent requests may exceed them by one each.
         """
         if webhook_url is not None:
             self._check_webhook(webhook_url)
@@ -254,9 +62,9 @@ class JobDesk:
         digest.update(request.encode())
         fingerprint = digest.hexdigest()
         if idempotency_key is not None:
-            known = self._store.find_by_key(owner, idempotency_key)
-            if known is not None:
-                return _same(known, fingerprint)
+            existing = self._store.find_by_key(owner, idempotency_key)
+            if existing is not None:
+                return _same(existing, fingerprint)
         self._check_bounds(len(data))
         job = NewJob(
             id=f"job_{uuid.uuid4().hex}",
@@ -267,22 +75,22 @@ class JobDesk:
             idempotency_key=idempotency_key,
             webhook_url=webhook_url,
         )
-        self._keep(job.id, data)
+        self._store_audio(job.id, data)
         added = self._store.add(job)
         if added is not None:
             return added
-        # The same key at the same time: the other request was first.
+        # A concurrent request with the same key was first.
         self._audio.remove(job.id)
         assert idempotency_key is not None, "only a key can be taken"
-        known = self._store.find_by_key(owner, idempotency_key)
-        assert known is not None, "a job outlives the requests of its time"
-        return _same(known, fingerprint)
+        existing = self._store.find_by_key(owner, idempotency_key)
+        assert existing is not None, "a job outlives concurrent requests"
+        return _same(existing, fingerprint)
 
-    def _keep(self, id: str, data: bytes) -> None:
+    def _store_audio(self, id: str, data: bytes) -> None:
         try:
             self._audio.put(id, data)
         except OSError as error:
-            logger.error("the audio of %s cannot be stored", id, exc_info=error)
+            logger.error("job %s: the audio cannot be stored", id, exc_info=error)
             with contextlib.suppress(OSError):
                 self._audio.remove(id)
             raise Overloaded("The audio cannot be stored now.", FULL_RETRY_AFTER_S) from None
@@ -299,7 +107,7 @@ class JobDesk:
         return self._store.find(owner, id)
 
     def page(self, owner: str, limit: int, after: str | None) -> tuple[Sequence[Job], bool]:
-        """The owner's next jobs, the newest first, and whether there are more.
+        """A page of the owner's jobs, the newest first, and whether more follow.
 
         Raises InvalidRequest if ``after`` is no job of this owner.
         """
@@ -309,7 +117,7 @@ class JobDesk:
         return jobs[:limit], len(jobs) > limit
 
     def cancel(self, owner: str, id: str) -> Job | None:
-        """End a job; one that has ended stays as it is."""
+        """Cancel a job; one that has ended does not change."""
         return self._store.cancel(owner, id)
 
 

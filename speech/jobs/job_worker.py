@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from speech.errors import DeadlineExceeded, EngineFailed, Overloaded, SpeechError
-from speech.jobs.desk import HOPELESS, AudioStore, Job, JobStore, Lease
+from speech.jobs.states import NON_RETRYABLE, AudioStore, Job, JobStore, Lease
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -153,7 +153,7 @@ class JobWorker:
             await self._settle(lease, work)
         except asyncio.CancelledError:
             # Nobody's fault: the next worker begins at once, as if this one had not.
-            await asyncio.to_thread(self._store.put_back, lease, 0.0, None, counted=False)
+            await asyncio.to_thread(self._store.requeue, lease, 0.0, None, counted=False)
             raise
         finally:
             work.cancel()
@@ -162,7 +162,7 @@ class JobWorker:
     async def _beat(self, lease: Lease, progress: Progress) -> bool:
         try:
             return await asyncio.to_thread(
-                self._store.beat,
+                self._store.renew,
                 lease,
                 self._rules.lease_s,
                 progress.stage,
@@ -198,13 +198,17 @@ class JobWorker:
         # Being turned away for the load of others is no failure of the job.
         busy = type(error) is Overloaded
         aged = time.time() - job.created_at > rules.max_age_s
-        if isinstance(error, HOPELESS) or aged or (job.attempts >= rules.attempts and not busy):
+        if (
+            isinstance(error, NON_RETRYABLE)
+            or aged
+            or (job.attempts >= rules.attempts and not busy)
+        ):
             logger.warning("job %s failed in attempt %d: %s", job.id, job.attempts, error)
             await self._insist(lambda: self._store.fail(lease, error))
             return
         logger.warning("job %s: attempt %d did not succeed: %s", job.id, job.attempts, error)
         delay_s = BUSY_PAUSE_S if busy else rules.backoff(job.attempts)
-        await self._insist(lambda: self._store.put_back(lease, delay_s, error, counted=not busy))
+        await self._insist(lambda: self._store.requeue(lease, delay_s, error, counted=not busy))
 
     async def _insist(self, write: Callable[[], T]) -> T:
         """Write although the database may be away for a while; after a lease it is in vain."""
@@ -218,7 +222,7 @@ class JobWorker:
                 await asyncio.sleep(self._rules.poll_s)
 
     async def _next_lost(self) -> bool:
-        lease = await asyncio.to_thread(self._store.take_lost, self._rules.lease_s)
+        lease = await asyncio.to_thread(self._store.take_expired, self._rules.lease_s)
         if lease is not None:
             await self._failed(lease, EngineFailed("the worker of this job died"))
         return lease is not None
@@ -238,7 +242,7 @@ class JobWorker:
             retry = rules.backoff(attempt) if attempt < rules.webhook_attempts else None
             await asyncio.to_thread(self._store.webhook_failed, job.id, retry)
         else:
-            await asyncio.to_thread(self._store.webhook_told, job.id)
+            await asyncio.to_thread(self._store.webhook_delivered, job.id)
         return True
 
     async def _tidy(self) -> bool:
@@ -246,10 +250,10 @@ class JobWorker:
         return False
 
     def _forget(self) -> None:
-        for id in self._store.stale_audio(self._rules.audio_ttl_s):
+        for id in self._store.expired_audio(self._rules.audio_ttl_s):
             self._audio.remove(id)
-            self._store.audio_gone(id)
-        self._store.forget(self._rules.result_ttl_s)
+            self._store.audio_removed(id)
+        self._store.delete_expired(self._rules.result_ttl_s)
 
     async def _sweep(self) -> bool:
         await asyncio.to_thread(self._remove_orphans)

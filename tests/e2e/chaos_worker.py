@@ -11,8 +11,8 @@ import uuid
 
 from infra.job_audio import JobAudio
 from infra.job_store import SqlJobStore
-from speech.jobs.desk import Job
 from speech.jobs.job_worker import JobRules, JobWorker, Progress
+from speech.jobs.states import Job
 
 RULES = JobRules(
     attempts=50,

@@ -10,8 +10,9 @@ from typing import Any
 from infra.job_audio import JobAudio
 from infra.job_store import SqlJobStore
 from infra.webhooks import Webhooks
-from speech.jobs.desk import Job, JobBounds, JobDesk
+from speech.jobs.desk import JobBounds, JobDesk
 from speech.jobs.job_worker import JobRules, JobWorker, Progress, Work
+from speech.jobs.states import Job
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 RULES = JobRules(

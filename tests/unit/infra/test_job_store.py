@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from infra.job_store import SqlJobStore
 from speech.errors import EngineFailed, Overloaded, UnsupportedAudio
-from speech.jobs.desk import Lease, NewJob
+from speech.jobs.states import Lease, NewJob
 
 LEASE_S = 15.0
 _numbers = itertools.count()
@@ -139,8 +139,8 @@ def test_a_heartbeat_keeps_a_job_and_notes_the_progress(store: SqlJobStore, cloc
     lease = take(store)
     for _ in range(3):
         clock.now += LEASE_S - 1
-        assert store.beat(lease, LEASE_S, "transcribe", 12.5)
-        assert store.take_lost(LEASE_S) is None
+        assert store.renew(lease, LEASE_S, "transcribe", 12.5)
+        assert store.take_expired(LEASE_S) is None
     job = store.find("ann", id)
     assert job is not None
     assert (job.stage, job.seconds_done) == ("transcribe", 12.5)
@@ -152,25 +152,25 @@ def test_a_job_whose_worker_is_silent_for_a_lease_is_taken_by_one_other(
     id = submit(store)
     take(store)
     clock.now += LEASE_S + 1
-    lost = store.take_lost(LEASE_S)
+    lost = store.take_expired(LEASE_S)
     assert lost is not None
     assert (lost.job.id, lost.job.attempts) == (id, 1)
-    assert store.take_lost(LEASE_S) is None
+    assert store.take_expired(LEASE_S) is None
 
 
 def test_a_stale_worker_changes_nothing(store: SqlJobStore, clock: Clock) -> None:
     id = submit(store)
     stale = take(store)
     clock.now += LEASE_S + 1
-    lost = store.take_lost(LEASE_S)
+    lost = store.take_expired(LEASE_S)
     assert lost is not None
-    assert store.put_back(lost, 0.0, EngineFailed("died"), counted=True)
+    assert store.requeue(lost, 0.0, EngineFailed("died"), counted=True)
     fresh = take(store)
     assert fresh.job.attempts == 2
-    assert not store.beat(stale, LEASE_S, "decode", 0.0)
+    assert not store.renew(stale, LEASE_S, "decode", 0.0)
     assert not store.complete(stale, '"stale"')
     assert not store.fail(stale, EngineFailed("stale"))
-    assert not store.put_back(stale, 0.0, None, counted=True)
+    assert not store.requeue(stale, 0.0, None, counted=True)
     assert store.complete(fresh, '"fresh"')
     assert not store.complete(fresh, '"again"')
     assert not store.complete(stale, '"stale"')
@@ -188,7 +188,7 @@ def test_a_late_worker_that_nobody_replaced_may_complete(store: SqlJobStore, clo
 
 def test_a_job_that_is_put_back_waits_and_keeps_its_error(store: SqlJobStore, clock: Clock) -> None:
     id = submit(store)
-    assert store.put_back(take(store), 8.0, EngineFailed("bad\0luck"), counted=True)
+    assert store.requeue(take(store), 8.0, EngineFailed("bad\0luck"), counted=True)
     job = store.find("ann", id)
     assert job is not None
     assert (job.state, job.attempts) == ("queued", 1)
@@ -201,13 +201,13 @@ def test_a_job_that_is_put_back_waits_and_keeps_its_error(store: SqlJobStore, cl
 
 def test_an_attempt_that_does_not_count_is_undone(store: SqlJobStore) -> None:
     submit(store)
-    assert store.put_back(take(store), 0.0, None, counted=False)
+    assert store.requeue(take(store), 0.0, None, counted=False)
     assert take(store).job.attempts == 1
 
 
 def test_success_clears_the_error_of_earlier_attempts(store: SqlJobStore) -> None:
     id = submit(store)
-    store.put_back(take(store), 0.0, EngineFailed("once"), counted=True)
+    store.requeue(take(store), 0.0, EngineFailed("once"), counted=True)
     store.complete(take(store), "1")
     job = store.find("ann", id)
     assert job is not None
@@ -226,7 +226,7 @@ def test_a_job_that_failed_for_good_says_why_and_stays(store: SqlJobStore) -> No
 def test_cancelling_ends_a_job_that_waits_or_runs_and_nothing_else(store: SqlJobStore) -> None:
     waiting, running, done = submit(store), submit(store), submit(store)
     leases = {lease.job.id: lease for lease in (take(store), take(store), take(store))}
-    store.put_back(leases[waiting], 0.0, None, counted=False)
+    store.requeue(leases[waiting], 0.0, None, counted=False)
     store.complete(leases[done], "1")
     states = {}
     for id in (waiting, running, done):
@@ -234,7 +234,7 @@ def test_cancelling_ends_a_job_that_waits_or_runs_and_nothing_else(store: SqlJob
         assert job is not None
         states[id] = job.state
     assert states == {waiting: "cancelled", running: "cancelled", done: "completed"}
-    assert not store.beat(leases[running], LEASE_S, None, 0.0)
+    assert not store.renew(leases[running], LEASE_S, None, 0.0)
     assert not store.complete(leases[running], "1")
     assert store.take(LEASE_S) is None
 
@@ -293,14 +293,14 @@ def test_audio_and_then_the_job_are_forgotten_after_their_ttl(
     done, waiting = submit(store), submit(store)
     store.complete(take(store), "1")
     clock.now += 100
-    assert store.stale_audio(101) == []
-    assert store.stale_audio(99) == [done]
-    assert store.forget(99) == 0, "a job that still has audio is not forgotten"
-    store.audio_gone(done)
-    assert store.stale_audio(99) == []
+    assert store.expired_audio(101) == []
+    assert store.expired_audio(99) == [done]
+    assert store.delete_expired(99) == 0, "a job that still has audio is not forgotten"
+    store.audio_removed(done)
+    assert store.expired_audio(99) == []
     assert store.with_audio() == {waiting}
-    assert store.forget(101) == 0
-    assert store.forget(99) == 1
+    assert store.delete_expired(101) == 0
+    assert store.delete_expired(99) == 1
     assert store.find("ann", done) is None
     assert store.find("ann", waiting) is not None
 
@@ -330,7 +330,7 @@ def test_a_webhook_is_due_when_its_job_ends(store: SqlJobStore, clock: Clock, en
     third = store.take_webhook(20.0)
     assert third is not None
     assert third.webhook_attempts == 3
-    store.webhook_told(id)
+    store.webhook_delivered(id)
     clock.now += 1000.0
     assert store.take_webhook(20.0) is None
     told = store.find("ann", id)

@@ -17,8 +17,8 @@ from infra.addresses import is_public
 from infra.url_check import PublicOnly, check_url
 from infra.webhooks import Webhooks, signature
 from speech.errors import InvalidRequest
-from speech.jobs.desk import Job
 from speech.jobs.job_worker import Progress
+from speech.jobs.states import Job
 from tests.unit.job_service import SECRET, Jobs, jobs_in
 
 

@@ -12,8 +12,9 @@ from fastapi import FastAPI
 
 from api.v1.jobs import result_text
 from speech.errors import EngineFailed, Overloaded
-from speech.jobs.desk import Job, JobBounds, JobDesk
+from speech.jobs.desk import JobBounds, JobDesk
 from speech.jobs.job_worker import Progress
+from speech.jobs.states import Job
 from speech.transcript import BranchError, Segment, Transcript, Word
 from tests.unit.fake_service import FakeService, app_of, client_of
 from tests.unit.job_service import Jobs, jobs_in
@@ -148,7 +149,7 @@ async def test_a_failed_job_says_why_and_how_often_it_was_tried(client, service,
 async def test_an_error_that_may_pass_is_not_told(client, jobs):
     id = await submit(client)
     lease = jobs.store.take(10.0)
-    jobs.store.put_back(lease, 60.0, EngineFailed("once"), counted=True)
+    jobs.store.requeue(lease, 60.0, EngineFailed("once"), counted=True)
     body = (await client.get(f"/v1/jobs/{id}")).json()
     assert (body["status"], body["error"], body["code"], body["attempts"]) == (
         "queued",
@@ -189,7 +190,7 @@ async def test_partial_results_are_a_result(client, service, jobs):
 async def test_a_running_job_tells_its_progress(client, jobs):
     id = await submit(client)
     lease = jobs.store.take(10.0)
-    jobs.store.beat(lease, 10.0, "transcribe", 12.5)
+    jobs.store.renew(lease, 10.0, "transcribe", 12.5)
     body = (await client.get(f"/v1/jobs/{id}")).json()
     assert body["status"] == "processing"
     assert body["progress"] == {"stage": "transcribe", "seconds_done": 12.5}

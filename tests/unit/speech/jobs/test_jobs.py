@@ -19,8 +19,8 @@ from speech.errors import (
     UnsupportedAudio,
 )
 from speech.jobs import job_worker
-from speech.jobs.desk import Job
 from speech.jobs.job_worker import Progress
+from speech.jobs.states import Job
 from tests.unit.job_service import RULES, Jobs, eventually, jobs_in
 
 
@@ -299,7 +299,7 @@ async def test_a_job_that_kills_every_worker_is_given_up(jobs: Jobs) -> None:
     for _ in range(2):
         lease = jobs.store.take(10.0)
         assert lease is not None
-        jobs.store.put_back(lease, 0.0, None, counted=True)
+        jobs.store.requeue(lease, 0.0, None, counted=True)
     assert jobs.store.take(0.0) is not None  # and then silence
     async with jobs.working():
         dead = await jobs.ended(job.id)
