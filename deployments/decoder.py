@@ -29,7 +29,7 @@ class Decoder:
                     max_seconds=self._settings.max_seconds,
                     max_channels=self._settings.max_channels,
                     speedup=speedup,
-                    deadline=lambda: call.cancelled() or time.monotonic() > deadline,
+                    deadline=lambda: call.checkpoint() or time.monotonic() > deadline,
                 )
 
         return await self._worker.run(work, job)

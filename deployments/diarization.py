@@ -43,7 +43,7 @@ class Diarization:
         return await self._host.run(
             key,
             # A job does not stop half-way here: the engine holds its lock, and all would wait.
-            lambda engine, call: engine.diarize(audio.mono, options, call.is_given_up),
+            lambda engine, call: engine.diarize(audio.mono, options, call.is_cancelled),
             job,
         )
 

@@ -34,7 +34,7 @@ class Emotion:
         """Scores of each span, in the order of ``spans``."""
         clips = [audio.cut(span.start, span.end, span.channel) for span in spans]
         return await self._host.run(
-            model, lambda engine, call: engine.classify(clips, call.cancelled), job
+            model, lambda engine, call: engine.classify(clips, call.checkpoint), job
         )
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ class Vosk:
         samples = audio.track(channel)
         recognition = await self._host.run(
             str(options.model),
-            lambda engine, call: engine.transcribe(samples, options, call.cancelled, call.report),
+            lambda engine, call: engine.transcribe(samples, options, call.checkpoint, call.report),
             job,
         )
         return recognition.pack()

@@ -66,7 +66,7 @@ class EngineHost(Generic[Engine]):
 
     def _work(self, model: str, work: Callable[[Engine, Call], Result], call: Call) -> Result:
         with ExitStack() as stack:
-            with call.aside():  # jobs that stand still may have all places of the cache
+            with call.without_demand():  # jobs that stand still may have all places of the cache
                 engine = stack.enter_context(self._cache.use(model))
             stack.enter_context(call.slot())
             started = time.perf_counter()

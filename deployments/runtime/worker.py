@@ -1,13 +1,13 @@
 """Threads of a replica for blocking work: inference never runs on the event loop.
 
-Calls of clients who wait go before calls of jobs. A job's call that runs stands aside between two
-pieces of its work, where the engine asks whether it is cancelled, for as long as there are others.
+Interactive calls, which a client waits for, go before batch calls, which belong to jobs. A running
+batch call yields its slot at a cancellation point while interactive calls wait.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -18,109 +18,122 @@ Result = TypeVar("Result")
 
 
 class _Slots:
-    """What calls run in. Those that a client waits for are counted from when they are wanted."""
+    """The slots that calls run in.
+
+    The demand counts the interactive calls that have a slot or wait for one.
+    """
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._wanted = 0
-        self._online = 0
-        self._jobs = 0
+        self._demand = 0
+        self._interactive = 0
+        self._batch = 0
         self._changed = threading.Condition()
 
-    def want(self, calls: int) -> None:
-        """So many more online calls want a slot, or have one."""
+    def add_demand(self, calls: int) -> None:
+        """So many more interactive calls need a slot; fewer if negative."""
         with self._changed:
-            self._wanted += calls
+            self._demand += calls
+            self._changed.notify_all()
+
+    def notify_cancelled(self) -> None:
+        """Wake the calls that wait here, of which one is cancelled."""
+        with self._changed:
             self._changed.notify_all()
 
     @contextmanager
-    def online(self, cancelled: Callable[[], bool]) -> Iterator[None]:
+    def interactive(self, cancelled: Callable[[], bool]) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: cancelled() or self._online + self._jobs < self._number)
-            self._online += 1
+            self._changed.wait_for(
+                lambda: cancelled() or self._interactive + self._batch < self._number
+            )
+            self._interactive += 1
         try:
             yield
         finally:
             with self._changed:
-                self._online -= 1
+                self._interactive -= 1
                 self._changed.notify_all()
 
     @contextmanager
-    def job(self, cancelled: Callable[[], bool]) -> Iterator[None]:
+    def batch(self, cancelled: Callable[[], bool]) -> Iterator[None]:
         with self._changed:
-            self._wait_behind(cancelled)
-            self._jobs += 1
+            self._wait_for_surplus(cancelled)
+            self._batch += 1
         try:
             yield
         finally:
             with self._changed:
-                self._jobs -= 1
+                self._batch -= 1
                 self._changed.notify_all()
 
-    def give_way(self, cancelled: Callable[[], bool]) -> None:
-        """Lend the slot of a job to online calls while those want more than are free."""
+    def yield_batch_slot(self, cancelled: Callable[[], bool]) -> None:
+        """Lend the slot of a batch call to interactive calls while they need more than are free."""
         with self._changed:
-            if self._wanted + self._jobs <= self._number:
+            if self._demand + self._batch <= self._number:
                 return
-            self._jobs -= 1
+            self._batch -= 1
             self._changed.notify_all()
-            self._wait_behind(cancelled)
-            self._jobs += 1
+            self._wait_for_surplus(cancelled)
+            self._batch += 1
 
-    def _wait_behind(self, cancelled: Callable[[], bool]) -> None:
-        self._changed.wait_for(lambda: cancelled() or self._wanted + self._jobs < self._number)
+    def _wait_for_surplus(self, cancelled: Callable[[], bool]) -> None:
+        self._changed.wait_for(lambda: cancelled() or self._demand + self._batch < self._number)
 
 
 class Call:
     """One call in its thread. Its work is done inside of :meth:`slot`."""
 
     def __init__(self, worker: "Worker", job: str | None) -> None:
+        self.job = job
+        self.seconds_done = 0.0
         self._worker = worker
-        self._job = job
         self._submitted = time.perf_counter()
-        self._given_up = threading.Event()
+        self._cancelled = threading.Event()
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Nobody waits for the result any more."""
-        self._given_up.set()
+        self._cancelled.set()
+        self._worker.slots.notify_cancelled()
 
-    def is_given_up(self) -> bool:
-        """The same as :meth:`cancelled`, for work that must not stop while it holds a lock."""
-        return self._given_up.is_set()
+    def is_cancelled(self) -> bool:
+        """For work that holds a lock and must not be held up, unlike :meth:`checkpoint`."""
+        return self._cancelled.is_set()
 
-    def cancelled(self) -> bool:
-        """What an engine asks between two pieces of work; a job gives way to others here."""
-        if self._job is not None:
-            self._worker.slots.give_way(self.is_given_up)
-        return self.is_given_up()
+    def checkpoint(self) -> bool:
+        """A cancellation point: whether the call is cancelled.
+
+        A batch call yields to interactive calls here, for as long as they need its slot.
+        """
+        if self.job is not None:
+            self._worker.slots.yield_batch_slot(self.is_cancelled)
+        return self.is_cancelled()
 
     def report(self, seconds_done: float) -> None:
-        """Say how many seconds of the audio are done, for whoever follows the job."""
-        if self._job is not None:
-            known = self._worker.progress.get(self._job, 0.0)
-            self._worker.progress[self._job] = max(known, seconds_done)
+        """Record how many seconds of the audio are done, for the progress of a job."""
+        self.seconds_done = max(self.seconds_done, seconds_done)
 
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Wait for a slot and hold it."""
         slots = self._worker.slots
-        if self._job is not None:
-            with slots.job(self.is_given_up):
+        if self.job is not None:
+            with slots.batch(self.is_cancelled):
                 yield
             return
-        with slots.online(self.is_given_up):
+        with slots.interactive(self.is_cancelled):
             self._worker.observe_wait(time.perf_counter() - self._submitted)
             yield
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Let jobs go on while this call waits for something that a job may hold."""
-        calls = 0 if self._job is not None else 1
-        self._worker.slots.want(-calls)
+    def without_demand(self) -> Iterator[None]:
+        """Let batch calls run while this call waits for something that one of them may hold."""
+        calls = 0 if self.job is not None else 1
+        self._worker.slots.add_demand(-calls)
         try:
             yield
         finally:
-            self._worker.slots.want(calls)
+            self._worker.slots.add_demand(calls)
 
 
 class Worker:
@@ -128,36 +141,53 @@ class Worker:
 
     What waits here is bounded by Serve's ``max_ongoing_requests``, see
     :func:`deployments.runtime.options.serve_options`. A cancelled call leaves the queue at once, or
-    stops when it next asks ``cancelled()``.
+    stops at its next cancellation point.
     """
 
     def __init__(self, concurrency: int) -> None:
         self.slots = _Slots(concurrency)
-        self.progress: dict[str, float] = {}
-        """Seconds of audio done by the calls of jobs that run here."""
-        self._online = ThreadPoolExecutor(concurrency, thread_name_prefix="engine")
-        self._jobs = ThreadPoolExecutor(concurrency, thread_name_prefix="job")
+        self._batch_calls: set[Call] = set()
+        self._interactive_threads = ThreadPoolExecutor(concurrency, thread_name_prefix="engine")
+        self._batch_threads = ThreadPoolExecutor(concurrency, thread_name_prefix="job")
         self._wait_seconds = metrics.Histogram(
             "speechgraph_queue_wait_seconds",
             "Seconds that a call waited in its replica for a free thread.",
             boundaries=[0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60],
         )
 
+    @property
+    def progress(self) -> Mapping[str, float]:
+        """Seconds of audio done, by job, of the batch calls that somebody waits for.
+
+        A job with several calls here has the progress of the furthest. For any thread.
+        """
+        done: dict[str, float] = {}
+        for call in tuple(self._batch_calls):
+            if call.job is not None and call.seconds_done:
+                done[call.job] = max(done.get(call.job, 0.0), call.seconds_done)
+        return done
+
     def observe_wait(self, seconds: float) -> None:
-        """Note how long an online call waited for its slot."""
+        """Record how long an interactive call waited for its slot."""
         self._wait_seconds.observe(seconds)
 
     async def run(self, work: Callable[[Call], Result], job: str | None = None) -> Result:
-        """Await ``work(call)`` in a thread; ``job`` is the id of the job that it is for."""
+        """Await ``work(call)`` in a thread; with the id of a ``job`` it is a batch call."""
         call = Call(self, job)
-        online = 1 if job is None else 0
-        self.slots.want(online)
-        future = (self._online if job is None else self._jobs).submit(work, call)
-        future.add_done_callback(lambda _: self.slots.want(-online))
+        if job is not None:
+            return await self._run_batch(call, work)
+        self.slots.add_demand(1)
+        future = self._interactive_threads.submit(work, call)
+        future.add_done_callback(lambda _: self.slots.add_demand(-1))
         try:
             return await asyncio.wrap_future(future)
         finally:
-            call.give_up()
-            self.slots.want(0)
-            if job is not None:
-                self.progress.pop(job, None)
+            call.cancel()
+
+    async def _run_batch(self, call: Call, work: Callable[[Call], Result]) -> Result:
+        self._batch_calls.add(call)
+        try:
+            return await asyncio.wrap_future(self._batch_threads.submit(work, call))
+        finally:
+            call.cancel()
+            self._batch_calls.discard(call)
