@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.websockets import WebSocket
 
 from api.errors import responses
-from api.live.conversation import Frame, Opening, code_of, converse
+from api.live.connection import Frame
+from api.live.conversation import Opening, code_of
 from api.live.registry import LiveStreams
+from api.live.websocket import serve
 from speech.audio import SAMPLE_RATE
 from speech.errors import InvalidRequest, SpeechError
 from speech.live.endpointing import EndpointOptions
@@ -307,11 +309,11 @@ def router(live: LiveStreams) -> APIRouter:
 
     @routes.websocket("/ws")
     async def sherpa(websocket: WebSocket, model: Annotated[str | None, Query()] = None) -> None:
-        await converse(websocket, live, SherpaSocket(live, model))
+        await serve(websocket, live, SherpaSocket(live, model))
 
     @routes.websocket("/vosk")
     async def classic(websocket: WebSocket, model: Annotated[str | None, Query()] = None) -> None:
-        await converse(websocket, live, ClassicSocket(live, model))
+        await serve(websocket, live, ClassicSocket(live, model))
 
     @routes.post(
         "/ws",

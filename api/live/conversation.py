@@ -1,4 +1,6 @@
-"""A live socket in any dialect: admission, frames in, events out, and every way it can end."""
+"""One live stream over one connection, in any dialect: the first frames, audio in, events out, and
+every way it can end.
+"""
 
 import asyncio
 import contextlib
@@ -6,28 +8,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
-
-from api.errors import STATUS, RenderError, problem_of, render_detail
+from api.errors import STATUS
+from api.live.connection import (
+    FAILED,
+    GOING_AWAY,
+    NORMAL,
+    REFUSED,
+    SUPERSEDED,
+    TRY_LATER,
+    Connection,
+    Disconnected,
+    Frame,
+)
 from api.live.registry import LiveStreams
-from speech.errors import IdleTimeout, Overloaded, SpeechError
+from speech.errors import IdleTimeout, SpeechError
 from speech.live.events import Event
 from speech.live.session import LiveSession
 
-NORMAL, GOING_AWAY, REFUSED, FAILED, TRY_LATER = 1000, 1001, 1008, 1011, 1013
-SUPERSEDED = 4001
 SEND_TIMEOUT_S = 20.0
-FLOW_CONTROL = "speechgraph.flow_control"
-"""Extension of the scope where frames that are not taken slow the client down."""
-
-Frame = str | bytes
+"""How long a client may take to read one frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """The session that the first frames began, what to answer, and after which event to go on.
+    """The session that the first frames opened, what to answer, and the event to continue after.
 
-    ``frame`` is the last of them where it already is for the session.
+    ``frame`` is the last of the frames where it is already part of the stream.
     """
 
     session: LiveSession
@@ -37,94 +43,82 @@ class Opening:
 
 
 class Dialect(Protocol):
-    """One wire protocol, for one socket."""
+    """One wire protocol, for one connection."""
 
-    resumable: bool
+    @property
+    def resumable(self) -> bool:
+        """Whether the session outlives its connection for a while."""
+        ...
 
     @property
     def ended(self) -> bool:
-        """Whether the client has said on this socket that no audio follows."""
+        """Whether the client has announced on this connection that no audio follows."""
         ...
 
     def greeting(self) -> Sequence[str]:
-        """What is said before the client says anything. Raises SpeechError."""
+        """What is sent before the first frame of the client. Raises SpeechError."""
         ...
 
     def open(self, frame: Frame) -> Opening | Sequence[str]:
-        """The session that a frame begins, or what to answer to it while another is waited for.
+        """The session that a frame opens, or the answer to a frame that opens none yet.
 
         Raises SpeechError.
         """
         ...
 
     def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
-        """Hand a later frame to the session; what to answer at once. Raises SpeechError."""
+        """Feed a later frame into the session; returns the immediate answer. Raises SpeechError."""
         ...
 
     def render(self, event: Event) -> Sequence[str]:
-        """The frames that tell an event."""
+        """The frames that report an event."""
         ...
 
     def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
-        """The frames that tell why the socket is being closed."""
+        """The frames that report why the connection is being closed."""
         ...
 
     def close_code(self, code: str) -> int:
-        """The code to close with after an error of that code."""
+        """The close code after an error of that code."""
         ...
 
 
 def code_of(code: str) -> int:
-    """The close code that says what kind of error it was, by the code of the error."""
+    """The close code for an error of :mod:`speech.errors`, by its code."""
     status = STATUS[code]
     if status == 503:
         return TRY_LATER
     return REFUSED if status < 500 else FAILED
 
 
-async def converse(
-    websocket: WebSocket,
-    live: LiveStreams,
-    dialect: Dialect,
-    *,
-    subprotocol: str | None = None,
-    say: RenderError = render_detail,
-) -> None:
-    """Serve one socket from the handshake to its close.
+async def converse(connection: Connection, live: LiveStreams, dialect: Dialect) -> None:
+    """Serve an open connection until it is closed.
 
-    Beyond the bound of sessions the handshake itself is answered: 503 with Retry-After, in the
-    shape of ``say``.
+    The caller holds a place of :meth:`speech.live.registry.Sessions.socket`.
     """
-    with contextlib.ExitStack() as places:
-        try:
-            places.enter_context(live.sessions.socket())
-        except Overloaded as full:
-            await websocket.send_denial_response(say(problem_of(full)))
-            return
-        with contextlib.suppress(WebSocketDisconnect):
-            await websocket.accept(subprotocol)
-            await _Conversation(websocket, live, dialect).run()
+    with contextlib.suppress(Disconnected):
+        await _Conversation(connection, live, dialect).run()
 
 
-class _DoesNotReadError(Exception):
-    """The client takes no frames, so that nothing can be said to it."""
+class _ClientDoesNotReadError(Exception):
+    """The client reads no frames, so that nothing more can be sent."""
 
 
 class _Conversation:
-    def __init__(self, websocket: WebSocket, live: LiveStreams, dialect: Dialect) -> None:
-        self._websocket = websocket
+    def __init__(self, connection: Connection, live: LiveStreams, dialect: Dialect) -> None:
+        self._connection = connection
         self._live = live
         self._dialect = dialect
 
     async def run(self) -> None:
         try:
             await self._serve()
-        except _DoesNotReadError:
+        except _ClientDoesNotReadError:
             await self._close(TRY_LATER, "the client does not read")
 
     async def _serve(self) -> None:
         try:
-            opening = await self._begin()
+            opening = await self._open()
         except SpeechError as error:
             await self._refuse(error, begun=False)
             return
@@ -132,25 +126,26 @@ class _Conversation:
             await self._close(GOING_AWAY)
             return
         session = opening.session
-        owner = self._live.sessions.attach(session)
+        superseded = self._live.sessions.attach(session)
         try:
-            await self._talk(opening, owner)
+            await self._exchange(opening, superseded)
         finally:
-            await self._live.sessions.leave(session, owner, resumable=self._dialect.resumable)
+            await self._live.sessions.leave(session, superseded, resumable=self._dialect.resumable)
 
-    async def _begin(self) -> Opening | None:
-        """None where the service is being stopped before the client begins.
+    async def _open(self) -> Opening | None:
+        """None where the service is stopped before the client opens a session.
 
-        Nothing is awaited after the frame that begins: until then another socket may have it.
+        Nothing is awaited after the frame that opens it: until the session is attached, another
+        connection may take it.
         """
         greeting = self._dialect.greeting()
         for text in greeting:
             await self._send(text)
         settings = self._live.settings
-        # Who was greeted is connected and may keep silent.
-        patience = settings.idle_timeout_s if greeting else settings.start_timeout_s
+        # A client that was greeted is connected, and may wait with its first frame.
+        timeout_s = settings.idle_timeout_s if greeting else settings.start_timeout_s
         while True:
-            frame = await self._next_unless_stopped(patience)
+            frame = await self._next_unless_stopped(timeout_s)
             if frame is None:
                 return None
             opening = self._dialect.open(frame)
@@ -158,54 +153,49 @@ class _Conversation:
                 return opening
             for text in opening:
                 await self._send(text)
-            patience = settings.idle_timeout_s
+            timeout_s = settings.idle_timeout_s
 
-    async def _talk(self, opening: Opening, owner: asyncio.Event) -> None:
-        listening = asyncio.create_task(self._listen(opening, owner))
-        telling = asyncio.create_task(self._tell(opening))
-        superseded = asyncio.create_task(owner.wait())
-        tasks: set[asyncio.Task[object]] = {listening, telling, superseded}
-        refused: SpeechError | None = None
+    async def _exchange(self, opening: Opening, superseded: asyncio.Event) -> None:
+        """Receive frames and send events at the same time, until one of both is over."""
+        receiving = asyncio.create_task(self._receive_frames(opening, superseded))
+        sending = asyncio.create_task(self._send_events(opening))
+        replaced = asyncio.create_task(superseded.wait())
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if owner.is_set():
-                await self._close(SUPERSEDED, "the session goes on with another socket")
-            elif telling.done():
-                await self._close(telling.result())
-            else:
-                listening.result()
-        except SpeechError as error:
-            refused = error
+            await asyncio.wait({receiving, sending, replaced}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if refused is not None:
-            await self._refuse(refused, begun=True)
+            await _cancel(receiving, sending, replaced)
+        try:
+            if superseded.is_set():
+                await self._close(SUPERSEDED, "the session goes on with another socket")
+            elif not sending.cancelled():
+                await self._close(sending.result())
+            else:
+                receiving.result()
+        except SpeechError as error:
+            await self._refuse(error, begun=True)
 
-    async def _listen(self, opening: Opening, owner: asyncio.Event) -> None:
-        """Hand frames on until the client goes or comes anew.
+    async def _receive_frames(self, opening: Opening, superseded: asyncio.Event) -> None:
+        """Feed frames into the session until the client leaves or resumes elsewhere.
 
-        Waits for the session only where that slows the client down: elsewhere what is not taken
-        piles up in Serve, where nothing bounds it.
+        Waits for room in the session only where that slows the client down: elsewhere the frames
+        that are not received pile up in Serve, without a bound.
         """
         session, frame = opening.session, opening.frame
-        slows_down = FLOW_CONTROL in self._websocket.scope.get("extensions", {})
-        while not owner.is_set():
+        while not superseded.is_set():
             if frame is not None:
                 for text in self._dialect.receive(frame, session):
                     await self._send(text)
-            if slows_down:
+            if self._connection.flow_control:
                 await session.room()
             try:
                 frame = await self._next(self._live.settings.idle_timeout_s)
             except IdleTimeout:
                 if not session.ending:
                     raise
-                frame = None  # the client has said all and waits for us
+                frame = None  # the client has sent everything and waits for the results
 
-    async def _tell(self, opening: Opening) -> int:
-        """Tell events until the last one; the code to close with."""
+    async def _send_events(self, opening: Opening) -> int:
+        """Send events up to the last one; returns the close code."""
         for text in opening.greeting:
             await self._send(text)
         failure: int | None = None
@@ -219,39 +209,29 @@ class _Conversation:
         stopped = self._live.sessions.draining and not self._dialect.ended
         return GOING_AWAY if stopped else NORMAL
 
-    async def _next(self, patience: float) -> Frame:
+    async def _next(self, timeout_s: float) -> Frame:
         try:
-            async with asyncio.timeout(patience):
-                return await self._receive()
+            async with asyncio.timeout(timeout_s):
+                return await self._connection.receive()
         except TimeoutError:
-            raise IdleTimeout(f"nothing was heard for {patience:g} seconds") from None
+            raise IdleTimeout(f"nothing was received for {timeout_s:g} seconds") from None
 
-    async def _next_unless_stopped(self, patience: float) -> Frame | None:
-        waiting = asyncio.create_task(self._next(patience))
+    async def _next_unless_stopped(self, timeout_s: float) -> Frame | None:
+        waiting = asyncio.create_task(self._next(timeout_s))
         stopping = asyncio.create_task(self._live.sessions.stopping.wait())
-        tasks: set[asyncio.Task[object]] = {waiting, stopping}
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             return waiting.result() if waiting.done() else None
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _receive(self) -> Frame:
-        message = await self._websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1005), message.get("reason"))
-        data = message.get("bytes")
-        return message.get("text") or "" if data is None else data
+            await _cancel(waiting, stopping)
 
     async def _send(self, text: str) -> None:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                # Half a surrogate pair, which a client may have sent in an escape, is no UTF-8.
-                await self._websocket.send_text(text.encode(errors="replace").decode())
+                # A client may have sent half a surrogate pair in an escape; UTF-8 has none.
+                await self._connection.send(text.encode(errors="replace").decode())
         except TimeoutError:
-            raise _DoesNotReadError from None
+            raise _ClientDoesNotReadError from None
         await asyncio.sleep(0)  # behind Serve's own proxy a send never waits
 
     async def _refuse(self, error: SpeechError, *, begun: bool) -> None:
@@ -260,8 +240,13 @@ class _Conversation:
         await self._close(self._dialect.close_code(error.code), error.message)
 
     async def _close(self, code: int, reason: str = "") -> None:
-        if self._websocket.application_state is WebSocketState.CONNECTED:
-            said = reason.encode(errors="replace")[:123].decode(errors="ignore")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await self._websocket.close(code, said)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await self._connection.close(code, reason)
+
+
+async def _cancel(*tasks: "asyncio.Task[object]") -> None:
+    """Cancel tasks and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

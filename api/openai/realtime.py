@@ -18,8 +18,10 @@ from pydantic import BaseModel, ValidationError
 from starlette.websockets import WebSocket
 
 from api.errors import RenderError, family_problem
-from api.live.conversation import Frame, Opening, code_of, converse
+from api.live.connection import Frame
+from api.live.conversation import Opening, code_of
 from api.live.registry import LiveStreams
+from api.live.websocket import serve
 from api.openai.errors import error_object, render_error
 from api.openai.realtime_settings import BetaSessionUpdate, SessionUpdate, Settings, Transcription
 from api.openai.requests import Aliases
@@ -306,12 +308,12 @@ def router(live: LiveStreams, aliases: Aliases) -> APIRouter:
         # Browsers have no headers: a key and the version come as subprotocols beside this one.
         offered = websocket.scope.get("subprotocols", ())
         beta = BETA in offered or "realtime=v1" in websocket.headers.get("openai-beta", "")
-        await converse(
+        await serve(
             websocket,
             live,
             Realtime(live, aliases, intent=intent, model=model, beta=beta),
             subprotocol="realtime" if "realtime" in offered else None,
-            say=render_error,
+            render_error=render_error,
         )
 
     return routes

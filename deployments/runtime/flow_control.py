@@ -11,7 +11,7 @@ import asyncio
 from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.live.conversation import FLOW_CONTROL
+from api.live.websocket import FLOW_CONTROL
 
 MAX_QUEUED_FRAMES = 16
 POLL_S = 0.005

@@ -12,6 +12,7 @@ import soxr
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api.live import conversation as sockets
+from api.live.websocket import FLOW_CONTROL
 from speech.audio import SAMPLE_RATE
 from speech.errors import EngineFailed
 from speech.live import registry as sessions
@@ -882,7 +883,7 @@ async def test_a_client_that_pours_is_refused_unless_it_can_be_slowed_down(slowe
     ears.turns = 500
     async with serving(ears, max_pending_mb=1) as service:
         if slowed:
-            service.app.extensions[sockets.FLOW_CONTROL] = {}
+            service.app.extensions[FLOW_CONTROL] = {}
         audio = exact(*[part for n in range(1, 60) for part in (say(n), silence(1.6))])
         async with service.connect() as client:
             with contextlib.suppress(ConnectionClosed):
@@ -954,7 +955,7 @@ async def test_a_client_that_says_nothing_is_closed_with_the_reason(path, first,
         if first is not None:
             await client.send(first)
         answers = await client.rest()
-    assert "nothing was heard for 0.05 seconds" in answers[-1][told]
+    assert "nothing was received for 0.05 seconds" in answers[-1][told]
     assert client.closed[0] == code
 
 

@@ -1,0 +1,175 @@
+"""The native stream of ``WS /v1/ws``: numbered events, resumable."""
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from api.live.connection import Frame
+from api.live.conversation import Opening, code_of
+from api.live.registry import LiveStreams
+from api.v1.native_start import Resume, Start
+from api.v1.requests import MAX_ERROR_CHARS
+from speech.errors import InvalidRequest, Overloaded, SpeechError
+from speech.live.events import Event
+from speech.live.intake import intake
+from speech.live.session import Earlier, LiveSession, SessionOptions
+from speech.ports import TranscribeOptions
+from speech.transcript import Word
+
+
+class NativeStream:
+    """See :class:`api.live.conversation.Dialect`."""
+
+    resumable = True
+
+    def __init__(self, live: LiveStreams) -> None:
+        self._live = live
+        self.ended = False
+
+    def greeting(self) -> Sequence[str]:
+        return ()
+
+    def open(self, frame: Frame) -> Opening:
+        try:
+            start = Start.model_validate_json(frame)
+        except ValidationError as error:
+            raise InvalidRequest(f"start: {_short(error)}") from None
+        resume = start.resume
+        running = self._live.sessions.find(resume.session) if resume else None
+        decoder = intake(start.encoding, start.sample_rate, start.channels)
+        if resume and running and _is_current(running, resume):
+            if running.options.pcm != start.pcm:
+                raise InvalidRequest("resume: encoding, sample_rate and channels must stay")
+            # Events that the client has not received follow; its audio continues where ours ends.
+            running.change_intake(decoder)
+            return Opening(running, [self._ready(running, resume.seq, resumed=True)], resume.seq)
+        earlier = resume.earlier() if resume else Earlier()
+        session = self._live.open(
+            self._options(start),
+            decoder,
+            session_id=resume.session if resume else None,
+            earlier=earlier,
+        )
+        ready = self._ready(session, earlier.seq, resumed=False)
+        return Opening(session, [ready], earlier.seq)
+
+    def _options(self, start: Start) -> SessionOptions:
+        models = self._live.models
+        entry = self._live.recogniser(start.model, models.streaming or models.utterance)
+        partial_model: str | None = None
+        if start.partial_model is not None:
+            fast = self._live.recogniser(start.partial_model, None)
+            if not fast.streaming:
+                raise InvalidRequest(f"partial_model: '{fast.id}' is no streaming model")
+            if entry.streaming:
+                raise InvalidRequest(f"partial_model: '{entry.id}' makes its own partials")
+            partial_model = fast.id
+        language = None if start.language in (None, "auto") else start.language.lower()
+        return SessionOptions(
+            model=entry.id,
+            streaming=entry.streaming,
+            partial_model=partial_model,
+            partials=start.partials,
+            endpointing=start.endpointing.options(),
+            transcribe=TranscribeOptions(
+                language=language, hotwords=start.hotwords, initial_prompt=start.initial_prompt
+            ),
+            emotion_model=self._live.emotion_model() if start.emotion else None,
+            speakers=start.speaker,
+            progress_s=1.0,
+            pcm=start.pcm,
+        )
+
+    def _ready(self, session: LiveSession, seq: int, *, resumed: bool) -> str:
+        return _json(
+            type="ready",
+            session=session.id,
+            resumed=resumed,
+            seq=seq,
+            audio_from_s=session.audio_from_s,
+            model=session.options.model,
+            partial_model=session.options.partial_model,
+            window_s=self._live.settings.window_s,
+        )
+
+    def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
+        if isinstance(frame, bytes):
+            session.offer(frame)
+            return []
+        try:
+            command = json.loads(frame).get("type")
+        except (ValueError, AttributeError, RecursionError):
+            raise InvalidRequest("a text frame must be a JSON object with a type") from None
+        if command == "finalize":
+            session.finalize()
+        elif command == "end":
+            self.ended = True
+            session.end()
+        elif command != "keepalive":
+            raise InvalidRequest(f"unknown type of frame: {str(command)[:50]!r}")
+        return []
+
+    def render(self, event: Event) -> Sequence[str]:
+        body: dict[str, Any] = {"type": event.kind, "seq": event.seq}
+        match event.kind:
+            case "progress":
+                body |= {"processed_s": _seconds(event.end), "lag_s": _seconds(event.lag_s)}
+            case "speech_start" | "speech_end":
+                at = event.end if event.kind == "speech_start" else event.start
+                body |= {"utterance": event.utterance, "at": _seconds(at)}
+            case "done":
+                if self._live.sessions.draining and not self.ended:
+                    return []  # another replica continues the stream
+            case "error":
+                body |= {"code": event.code, "message": event.text}
+            case "partial" | "final":
+                body |= {
+                    "utterance": event.utterance,
+                    "start": _seconds(event.start),
+                    "end": _seconds(event.end),
+                    "text": event.text,
+                    "words": [_word(word) for word in event.words],
+                    "lag_s": _seconds(event.lag_s),
+                }
+                if event.emotion is not None:
+                    body["emotion"] = dict(event.emotion)
+                if event.speaker is not None:
+                    body["speaker"] = event.speaker
+                    body["voice"] = b64encode(event.voice).decode()
+        return [_json(**body)]
+
+    def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
+        later = {"retry_after_s": error.retry_after_s} if isinstance(error, Overloaded) else {}
+        return [_json(type="error", code=error.code, message=error.message, **later)]
+
+    def close_code(self, code: str) -> int:
+        return code_of(code)
+
+
+def _is_current(session: LiveSession, resume: Resume) -> bool:
+    """Whether a session is as far as its client, which else has continued elsewhere since."""
+    return session.last_seq >= resume.seq and session.audio_from_s >= resume.from_s - 0.001
+
+
+def _word(word: Word) -> dict[str, Any]:
+    return {
+        "word": word.text.strip(),
+        "start": _seconds(word.start),
+        "end": _seconds(word.end),
+        "probability": word.probability,
+    }
+
+
+def _seconds(value: float) -> float:
+    return round(value, 3)
+
+
+def _short(error: ValidationError) -> str:
+    return str(error)[:MAX_ERROR_CHARS]
+
+
+def _json(**body: Any) -> str:
+    return json.dumps(body, ensure_ascii=False)
