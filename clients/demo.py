@@ -1,4 +1,4 @@
-"""Sends the demo dialogues to a running service and prints who said what, and how it sounded."""
+"""Sends the demo dialogues to a running service and prints their words, speakers and emotions."""
 
 import json
 import os
@@ -38,10 +38,10 @@ def page(name: str, result: dict[str, Any]) -> str:
     lines = [f"── {name}: {result['duration']:.1f} s, language {result['tra']['language']} "]
     for segment in result["tra"]["segments"]:
         emotion = segment["emotion"] or {}
-        felt = max(emotion, key=emotion.__getitem__, default="")
+        label = max(emotion, key=emotion.__getitem__, default="")
         lines.append(
             f"{_clock(segment['start'])} – {_clock(segment['end'])}  "
-            f"{segment['speaker'] or '?':<11} {felt:<9} {segment['text'].strip()}"
+            f"{segment['speaker'] or '?':<11} {label:<9} {segment['text'].strip()}"
         )
     seconds = ", ".join(f"{stage} {s:.2f}" for stage, s in result["stage_seconds"].items())
     models = ", ".join(result["models"].values())

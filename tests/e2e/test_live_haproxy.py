@@ -13,7 +13,7 @@ import yaml
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from clients.live import LiveSession
+from clients.stream_client import StreamClient
 from tests.e2e.launched import launched
 from tests.unit.heldout import clips
 
@@ -69,7 +69,7 @@ def sockets(service: str, path: str) -> str:
 
 
 async def hear(service: str, audio: bytes) -> str:
-    async with LiveSession(sockets(service, "/v1/ws")) as session:
+    async with StreamClient(sockets(service, "/v1/ws")) as session:
         await session.send(audio)
         await session.finish()
         return " ".join([e["text"] async for e in session if e["type"] == "final"])

@@ -17,7 +17,7 @@ from ray import serve
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from clients.live import LiveSession, ServerBusy
+from clients.stream_client import ServerBusy, StreamClient
 from configs.settings import SpeechArgs
 from graphs.speech import build
 from speech.audio import SAMPLE_RATE, Samples
@@ -69,7 +69,7 @@ def live(application: Service) -> Any:
 async def native(url: str, audio: bytes, pace: float | None = None, **wishes: Any) -> list[dict]:
     """All events of a stream; ``pace`` times as fast as spoken, or poured in."""
     events = []
-    async with LiveSession(socket_url(url, "/v1/ws"), **wishes) as session:
+    async with StreamClient(socket_url(url, "/v1/ws"), **wishes) as session:
 
         async def speak() -> None:
             for first in range(0, len(audio), FRAME):

@@ -1,0 +1,399 @@
+"""Live speech recognition over a WebSocket: an asyncio client that survives a dropped connection.
+
+    async with StreamClient("ws://127.0.0.1:8000/v1/ws", language="en") as stream:
+        await stream.send(pcm)  # as it comes from the microphone
+        await stream.finish()
+        async for event in stream:
+            print(event["type"], event.get("text"))
+
+This file needs the package ``websockets`` and nothing else of this repository.
+"""
+
+import asyncio
+import contextlib
+import json
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Literal
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+Event = dict[str, Any]  # as the server sends it: {"type": "final", "seq": 7, "text": …}
+
+URL = "ws://127.0.0.1:8000/v1/ws"
+MESSAGE_S = 0.1  # audio in one message
+KEEPALIVE_S = 5.0  # without audio until a ``keepalive`` is sent
+PING_S, PONG_S = 5.0, 10.0  # between two pings, and until the answer counts as missing
+READY_S = 120.0  # for the server to load its models
+CLOSE_S = 5.0  # for the server to close after ``done``
+MAX_UNREAD_EVENTS = 10_000
+MAX_STALLED_DROPS = 8  # in a row without new audio processed in between
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 2.0  # between attempts to resume
+DEFAULT_RETRY_AFTER_S = 2.0
+REJECTIONS = frozenset({1000, 1002, 1003, 1007, 1008, 1009, 1010, *range(4000, 5000)})
+"""Close codes that end the stream; after any other it is resumed."""
+
+
+class StreamError(Exception):
+    """The stream failed; ``code`` is the server's error code, for programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class ServerBusy(StreamError):
+    """The server has no room for the stream; try again after ``retry_after_s`` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__("overloaded", message)
+        self.retry_after_s = retry_after_s
+
+
+class ConnectionLost(StreamError):
+    """The server cannot be reached."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("connection_lost", message)
+
+
+class StreamClient:
+    """One stream of mono PCM to the server and of events back; an async context manager.
+
+    Iterate over it, best in a task of its own, for the events ``speech_start``, ``partial``,
+    ``final``, ``speech_end``, ``error`` and ``done``, with times in seconds of the stream. Of
+    unread partials in a row only the latest is kept. The iteration ends with ``done``.
+
+    When the connection drops, the stream is resumed, with attempts for up to ``retry_s`` seconds:
+    every final is received once, and speakers keep their labels. For that the audio since the last
+    final is kept, at most ``buffer_s`` seconds, which should exceed the longest utterance. Audio
+    that is not sent yet is bounded by ``buffer_s`` as well; then ``send`` waits.
+
+    Entering the context, ``send`` and the iteration raise :class:`ServerBusy`,
+    :class:`ConnectionLost`, or :class:`StreamError` with the error code of the server.
+    """
+
+    def __init__(
+        self,
+        url: str = URL,
+        *,
+        model: str | None = None,
+        partial_model: str | None = None,
+        language: str | None = None,
+        encoding: Literal["pcm_s16le", "pcm_f32le"] = "pcm_s16le",
+        sample_rate: int = 16_000,
+        partials: bool = True,
+        endpointing: Mapping[str, Any] | None = None,
+        emotion: bool = False,
+        speaker: bool = False,
+        hotwords: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        retry_s: float = 30.0,
+        buffer_s: float = 180.0,
+    ) -> None:
+        options = {
+            "model": model,
+            "partial_model": partial_model,
+            "language": language,
+            "encoding": encoding,
+            "sample_rate": sample_rate,
+            "partials": partials,
+            "endpointing": endpointing,
+            "emotion": emotion,
+            "speaker": speaker,
+            "hotwords": hotwords,
+        }
+        self._start = {name: value for name, value in options.items() if value is not None}
+        self._url, self._headers, self._retry_s = url, headers, retry_s
+        self._rate = sample_rate
+        self._width = 2 if encoding == "pcm_s16le" else 4  # bytes per sample
+        self._max_buffered = round(buffer_s * sample_rate)
+        self._buffer = bytearray()  # positions below are samples since the start of the stream
+        self._buffer_from = self._sent = self._final_end = 0
+        self._processed = self._furthest = self._window = 0
+        self._finalize_at: list[int] = []
+        self._finalized = -1
+        self._finished = self._end_sent = False
+        self._seq = self._utterances = self._stalled_drops = 0
+        self._voices: dict[str, str] = {}
+        self._events: deque[Event] = deque()
+        self._error: Event = {}
+        self._done: Event | None = None
+        self._failure: StreamError | None = None
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.id: str | None = None
+
+    async def __aenter__(self) -> "StreamClient":
+        self._task = asyncio.create_task(self._run(await self._open()))
+        self._task.add_done_callback(lambda _: self._changed.set())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def send(self, pcm: bytes) -> None:
+        """Queue audio, split anywhere; waits while ``buffer_s`` of it is not sent yet."""
+        for at in range(0, len(pcm), self._rate):
+            await self._until(lambda: self._over or self._end - self._sent < self._max_buffered)
+            if self._failure is not None:
+                raise self._failure
+            if self._finished or self._over:
+                raise StreamError("finished", "the stream is finished and takes no more audio")
+            self._buffer += pcm[at : at + self._rate]
+            self._changed.set()
+
+    async def finalize(self) -> None:
+        """End the utterance here: its final follows at once."""
+        if self._finalize_at[-1:] != [self._end]:
+            self._finalize_at.append(self._end)
+            self._changed.set()
+
+    async def finish(self) -> None:
+        """End the audio; the last finals and ``done`` follow."""
+        self._finished = True
+        self._changed.set()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        await self._until(lambda: self._over or bool(self._events))
+        if self._events:
+            self._changed.set()
+            return self._events.popleft()
+        if self._failure is not None:
+            raise self._failure
+        raise StopAsyncIteration
+
+    @property
+    def _over(self) -> bool:
+        return self._task is None or self._task.done()
+
+    @property
+    def _end(self) -> int:
+        """The position after the last whole sample of ``send``."""
+        return self._buffer_from + len(self._buffer) // self._width
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _run(self, socket: ClientConnection) -> None:
+        """Read and write, on one connection after the other, until ``done`` or a failure."""
+        try:
+            while self._done is None:
+                try:
+                    await self._exchange(socket)
+                except ConnectionLost as drop:
+                    socket = await self._resume(drop)
+            self._events.append(self._done)
+        except StreamError as failure:
+            self._failure = failure
+        except Exception as error:
+            self._failure = StreamError("protocol_error", f"unexpected message: {error!r}")
+        finally:
+            await socket.close()
+
+    async def _exchange(self, socket: ClientConnection) -> None:
+        writer = asyncio.create_task(self._write(socket))
+        try:
+            while True:
+                async with asyncio.timeout(CLOSE_S if self._done else None):
+                    self._receive(json.loads(await socket.recv()))
+                await self._until(lambda: len(self._events) < MAX_UNREAD_EVENTS)
+        except TimeoutError:
+            return
+        except ConnectionClosed as closed:
+            # a server that is being stopped sends ``done`` too, but does not close with 1000
+            if self._done and (closed.rcvd is None or closed.rcvd.code == 1000):
+                return
+            raise self._closed_error(closed) from closed
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    async def _write(self, socket: ClientConnection) -> None:
+        loop = asyncio.get_running_loop()
+        last_sent_at = loop.time()
+        with contextlib.suppress(ConnectionClosed):  # the reader handles it
+            while not self._end_sent:
+                message = self._next_message()
+                if message is None:
+                    self._changed.clear()
+                    try:
+                        async with asyncio.timeout_at(last_sent_at + KEEPALIVE_S):
+                            await self._changed.wait()
+                        continue
+                    except TimeoutError:
+                        message = json.dumps({"type": "keepalive"})
+                await socket.send(message)
+                last_sent_at = loop.time()
+
+    def _next_message(self) -> str | bytes | None:
+        """The message to send now, if any; audio and control messages keep their order."""
+        limit = min(
+            self._end, self._processed + self._window, self._sent + round(MESSAGE_S * self._rate)
+        )
+        cut = next((position for position in self._finalize_at if position > self._finalized), None)
+        if cut is not None:
+            if cut <= self._sent:
+                self._finalized = cut
+                return json.dumps({"type": "finalize"})
+            limit = min(limit, cut)
+        if limit > self._sent:
+            begin, end = ((at - self._buffer_from) * self._width for at in (self._sent, limit))
+            self._sent = limit
+            audio = bytes(self._buffer[begin:end])
+            self._trim()
+            self._changed.set()  # wakes a waiting ``send``
+            return audio
+        if self._finished and self._sent == self._end:
+            self._end_sent = True
+            return json.dumps({"type": "end"})
+        return None
+
+    def _receive(self, event: Event) -> None:
+        kind = event["type"]
+        self._changed.set()
+        if kind == "done":
+            if self._end_sent and not self._error:
+                self._done = event
+            return  # the close code that follows decides whether the stream is complete
+        self._error = event if kind == "error" else {}
+        if kind == "progress":
+            self._processed = max(self._processed, round(event["processed_s"] * self._rate))
+            if self._processed > self._furthest:
+                self._furthest, self._stalled_drops = self._processed, 0
+            return
+        if "seq" in event:
+            if event["seq"] <= self._seq:
+                return  # sent again after a resume
+            self._seq = event["seq"]
+        if kind == "final":
+            self._final_end = max(self._final_end, round(event["end"] * self._rate))
+            self._utterances = event["utterance"] + 1
+            if "speaker" in event:
+                self._voices[event["speaker"]] = event["voice"]
+            self._stalled_drops = 0
+            self._trim()
+        elif kind == "partial" and self._events and self._events[-1]["type"] == "partial":
+            self._events.pop()
+        self._events.append(event)
+
+    def _trim(self) -> None:
+        """Drop the audio that no resumed stream needs."""
+        begin = min(max(self._final_end, self._sent - self._max_buffered), self._sent)
+        if begin > self._buffer_from:
+            del self._buffer[: (begin - self._buffer_from) * self._width]
+            self._buffer_from = begin
+            self._finalize_at = [position for position in self._finalize_at if position >= begin]
+
+    async def _resume(self, drop: StreamError) -> ClientConnection:
+        """A new connection on which the stream continues."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self._retry_s
+        wait_s, delay_s = random.uniform(0.0, FIRST_DELAY_S), FIRST_DELAY_S
+        self._stalled_drops += 1
+        while self._stalled_drops <= MAX_STALLED_DROPS and loop.time() < give_up_at:
+            try:
+                async with asyncio.timeout_at(give_up_at):
+                    await asyncio.sleep(wait_s)
+                    return await self._open()
+            except ServerBusy as busy:
+                drop, wait_s = busy, busy.retry_after_s
+            except ConnectionLost as lost:
+                drop, wait_s = lost, delay_s * random.uniform(0.5, 1.0)
+                delay_s = min(2 * delay_s, LONGEST_DELAY_S)
+            except TimeoutError:
+                break
+        raise drop
+
+    async def _open(self) -> ClientConnection:
+        """A connection whose server is ready for the stream, new or resumed."""
+        try:
+            socket = await connect(
+                self._url,
+                additional_headers=self._headers,
+                compression=None,  # PCM does not compress well
+                ping_interval=PING_S,
+                ping_timeout=PONG_S,
+                close_timeout=2.0,
+            )
+        except InvalidStatus as rejected:
+            raise _rejected_error(rejected) from rejected
+        except (OSError, InvalidHandshake) as lost:
+            raise ConnectionLost(f"{self._url}: {lost}") from lost
+        try:
+            async with asyncio.timeout(READY_S):
+                self._continue(await self._handshake(socket))
+        except ConnectionClosed as closed:
+            raise self._closed_error(closed) from closed
+        except BaseException as error:
+            await socket.close()
+            if isinstance(error, TimeoutError):
+                raise ConnectionLost(f"the server was not ready within {READY_S:g} s") from None
+            raise
+        return socket
+
+    async def _handshake(self, socket: ClientConnection) -> Event:
+        """Send the start message; return the ``ready`` event."""
+        start: Event = {"type": "start", **self._start}
+        if self.id is not None:
+            start["resume"] = {
+                "session": self.id,
+                "seq": self._seq,
+                "from_s": self._buffer_from / self._rate,  # the end of the last final
+                "utterances": self._utterances,
+                "voices": self._voices,
+            }
+        await socket.send(json.dumps(start))
+        self._error, self._done = {}, None
+        while True:
+            event: Event = json.loads(await socket.recv())
+            if event["type"] == "ready":
+                return event
+            if event["type"] == "error":
+                self._error = event
+
+    def _continue(self, ready: Event) -> None:
+        """Continue at the position that the server asks for."""
+        position = round(ready["audio_from_s"] * self._rate)
+        if not self._buffer_from <= position <= self._end:
+            raise StreamError("audio_gone", f"no audio from {ready['audio_from_s']} s is kept")
+        self.id = ready["session"]
+        self._window = round(ready["window_s"] * self._rate)
+        self._sent = self._processed = position
+        self._finalized, self._end_sent = position - 1, False
+
+    def _closed_error(self, closed: ConnectionClosed) -> StreamError:
+        """The error of a closed socket: final, or a drop to recover from."""
+        code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (None, "")
+        message = self._error.get("message") or reason or f"the connection closed ({code})"
+        if code == 1013:  # try again later
+            return ServerBusy(message, self._error.get("retry_after_s", DEFAULT_RETRY_AFTER_S))
+        if code in REJECTIONS:
+            return StreamError(self._error.get("code") or f"closed_{code}", message)
+        return ConnectionLost(message)
+
+
+def _rejected_error(rejected: InvalidStatus) -> StreamError:
+    """The error of an HTTP answer to the handshake."""
+    response = rejected.response
+    body = response.body.decode(errors="replace").strip()[:500] if response.body else ""
+    message = body or f"HTTP {response.status_code}"
+    if response.status_code in (429, 503):
+        try:
+            wait_s = float(response.headers["Retry-After"])
+        except (KeyError, ValueError):  # absent, or a date
+            wait_s = DEFAULT_RETRY_AFTER_S
+        return ServerBusy(message, wait_s)
+    if response.status_code >= 500:
+        return ConnectionLost(message)
+    return StreamError(f"http_{response.status_code}", message)
