@@ -27,7 +27,7 @@ import httpx
 import numpy as np
 from faster_whisper import WhisperModel, decode_audio
 
-from engines.diarization.pyannote_audio import PyannoteEngine
+from engines.diarization.pyannote_diarization import PyannoteEngine
 from engines.emotion import EmotionEngine
 from speech import merge
 from speech.audio import SAMPLE_RATE

@@ -11,7 +11,7 @@ from speech.ports import DiarizeOptions
 from speech.transcript import Diarization as Speakers
 
 if TYPE_CHECKING:
-    from engines.diarization.pyannote_audio import DiarizationEngine
+    from engines.diarization.backends import DiarizationEngine
 
 ON_CPU = "@cpu"
 """Suffix of a cached engine that was asked to leave the GPU alone (``use_gpu: false``)."""
@@ -27,7 +27,7 @@ class Diarization:
 
     def _load(self, key: str) -> "DiarizationEngine":
         # Imported here: the graph is built also where this engine's library is not installed.
-        from engines.diarization.pyannote_audio import load_engine
+        from engines.diarization.backends import load_engine
 
         entry = self._files.entry(key.removesuffix(ON_CPU))
         hw = self._hardware
@@ -48,10 +48,10 @@ class Diarization:
         )
 
     def _by_channel(self, audio: Audio) -> Speakers:
-        from engines.diarization.pyannote_audio import by_channel
-        from engines.vad.detectors import SileroVad
+        from engines.diarization.channel_diarization import diarize_channels
+        from engines.vad.silero_vad import SileroVad
 
-        return by_channel(audio, SileroVad().speech)
+        return diarize_channels(audio, SileroVad().speech)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """See :meth:`EngineHost.reconfigure`."""

@@ -27,7 +27,7 @@ class Live:
     def __init__(self, settings: LiveSettings, files: ModelFiles) -> None:
         self._settings = settings
         # Imported here: the graph is built also where this engine's library is not installed.
-        from engines.vosk.streaming import LocalRecognizer
+        from engines.vosk.local_recognizer import LocalRecognizer
 
         load = partial(streaming_engine, files, hardware(settings))
         loaded = {model: load(model) for model in settings.preloaded}

@@ -71,7 +71,7 @@ def _streaming(
             recover_s=live.recover_s,
             max_utterance_s=LONGEST_UTTERANCE_S,
         )
-    from engines.vosk.streaming import LocalRecognizer
+    from engines.vosk.local_recognizer import LocalRecognizer
 
     # The engine lives in the ingress replica, with what that was given.
     found = hardware(live.model_copy(update={"resources": ingress.resources}))
@@ -83,7 +83,7 @@ def recognition_lag_s(ports: LivePorts) -> float:
     """How late the recogniser in this process is; replicas of their own scale by their own lag."""
     if ports.streaming is None or isinstance(ports.streaming, LaneRecognizer):
         return 0.0
-    from engines.vosk.streaming import LocalRecognizer
+    from engines.vosk.local_recognizer import LocalRecognizer
 
     assert isinstance(ports.streaming, LocalRecognizer)
     return ports.streaming.lag_s()
@@ -97,7 +97,7 @@ class _Detectors:
 
     def open(self, options: EndpointOptions) -> VoiceActivity:
         try:
-            from engines.vad.detectors import StreamingSilero, WebRtcVad
+            from engines.vad.silero_vad import StreamingSilero
         except ImportError as error:
             raise ModelUnavailable(f"voice activity detection is not installed: {error}") from error
         if self._silero is None:
@@ -105,6 +105,8 @@ class _Detectors:
         silero: VoiceActivity = self._silero.open()
         if options.webrtc_mode is None:
             return silero
+        from engines.vad.webrtc_vad import WebRtcVad
+
         return _Both(silero, WebRtcVad(options.webrtc_mode))
 
 

@@ -15,15 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.diarization.speaker_turns import (
-    Cancel,
-    check_numbers,
-    named_by_appearance,
-    one_at_a_time,
-    raise_if,
-    taking_turns,
-    turns_within,
-)
+from engines.cancellation import CancelCheck, hold_lock, raise_if_cancelled
+from engines.diarization.diarize_options import check_speaker_counts
+from engines.diarization.speaker_turns import exclusive_turns, label_by_appearance, turns_within
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, ModelUnavailable
 from speech.ports import DiarizeOptions
@@ -58,26 +52,26 @@ class SherpaDiarizationEngine:
         self._worker = _Worker(*self._arguments)
 
     def diarize(
-        self, samples: Samples, options: DiarizeOptions, cancelled: Cancel = lambda: False
+        self, samples: Samples, options: DiarizeOptions, cancelled: CancelCheck = lambda: False
     ) -> Diarization:
-        """See :class:`engines.diarization.pyannote_audio.DiarizationEngine`.
+        """See :class:`engines.diarization.backends.DiarizationEngine`.
 
         Without an exact number the clustering finds one; should it fall outside of min and max,
         the audio is gone through again with the nearer bound as the number. Where turns overlap,
         the exclusive turns leave the floor to whoever began first.
         """
-        check_numbers(options)
+        check_speaker_counts(options)
         if not samples.any():  # empty, or digital silence
             return Diarization((), ())
-        with taking_turns(self._lock, cancelled):
+        with hold_lock(self._lock, cancelled):
             turns = self._turns(samples, options.num_speakers, cancelled)
             found = len({turn.speaker for turn in turns})
             bound = min(max(found, options.min_speakers or 1), options.max_speakers or found)
             if found and bound != found and options.num_speakers is None:
                 turns = self._turns(samples, bound, cancelled)
-        return named_by_appearance(turns, one_at_a_time(turns))
+        return label_by_appearance(turns, exclusive_turns(turns))
 
-    def _turns(self, samples: Samples, speakers: int | None, cancelled: Cancel) -> list[Turn]:
+    def _turns(self, samples: Samples, speakers: int | None, cancelled: CancelCheck) -> list[Turn]:
         if not self._worker.is_alive():
             self._worker = _Worker(*self._arguments)
         padded = np.pad(samples, (0, max(0, round(_SHORTEST_S * SAMPLE_RATE) - len(samples))))
@@ -114,14 +108,14 @@ class _Worker:
         self._process.join(_STOP_TIMEOUT_S)
 
     def process(
-        self, samples: Samples, speakers: int | None, cancelled: Cancel
+        self, samples: Samples, speakers: int | None, cancelled: CancelCheck
     ) -> list[tuple[float, float, str]]:
         """(start, end, speaker) of the turns. Raises Cancelled, EngineFailed."""
         try:
             self._pipe.send(speakers)
             self._pipe.send_bytes(samples.data)
             while not self._pipe.poll(0.1):
-                raise_if(cancelled)
+                raise_if_cancelled(cancelled)
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._stop()

@@ -1,1 +1,1 @@
-"""Voice activity detection: Silero and WebRTC."""
+"""Voice activity detection: Silero on files and on many live streams, and WebRTC's detector."""

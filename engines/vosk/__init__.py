@@ -1,1 +1,5 @@
-"""Vosk and GigaAM on sherpa-onnx: whole utterances and streams."""
+"""Vosk and GigaAM models on sherpa-onnx.
+
+``offline`` transcribes whole files; ``streaming`` decodes many live streams in steps, and
+``local_recognizer`` is the port over it. ``sherpa_models`` loads the recognisers of both.
+"""

@@ -6,28 +6,23 @@ what sherpa-onnx 2.0 gives for the tokens: it has them for transducers and none 
 whose words have ``probability`` None.
 """
 
-import math
-import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 
 from configs.catalogue import ModelEntry
-from engines.vad.detectors import SileroVad
-from engines.vosk.sherpa_models import VoskOptions, load
+from engines.cancellation import CancelCheck, raise_if_cancelled
+from engines.vad.silero_vad import SileroVad
+from engines.vosk.hotwords import check_hotwords, hotword_phrases
+from engines.vosk.hypothesis import Hypothesis, words_of
+from engines.vosk.sherpa_models import FLUSH_SILENCE, VoskOptions, load
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import (
-    Cancelled,
-    EngineFailed,
-    InvalidRequest,
-    SpeechError,
-)
+from speech.errors import EngineFailed, InvalidRequest, SpeechError
 from speech.media.segmentation import Region, speech_regions, utterances
-from speech.ports import MAX_HOTWORDS, TranscribeOptions
-from speech.transcript import Recognition, Segment, Word
+from speech.ports import TranscribeOptions
+from speech.transcript import Recognition, Segment
 
 _HONOURED = {
     "model",
@@ -40,10 +35,6 @@ _HONOURED = {
 _MAX_BATCH = 64
 _SHORTEST = SAMPLE_RATE // 2
 """Samples; shorter utterances are filled up with silence, the convolutions need some width."""
-TAIL = np.zeros(round(0.66 * SAMPLE_RATE), np.float32)
-"""Silence after an utterance that pushes the last frames through a frame-synchronous model."""
-_LONGEST_TOKEN_S = 0.3
-"""How long the last token of a word lasts at most; tokens have a start and no end."""
 
 
 def ignored_options(options: TranscribeOptions, *, takes_hotwords: bool = False) -> tuple[str, ...]:
@@ -91,7 +82,7 @@ class VoskEngine:
         self,
         samples: Samples,
         options: TranscribeOptions,
-        cancelled: Callable[[], bool] = lambda: False,
+        cancelled: CancelCheck = lambda: False,
         report: Callable[[float], None] = lambda seconds_done: None,
     ) -> Recognition:
         """Recognise float32 [samples] at 16 kHz; one segment per utterance in which words were.
@@ -136,10 +127,10 @@ class VoskEngine:
         self,
         samples: Samples,
         options: TranscribeOptions,
-        cancelled: Callable[[], bool],
+        cancelled: CancelCheck,
         report: Callable[[float], None],
     ) -> Iterator[Segment]:
-        _stop_if(cancelled)
+        raise_if_cancelled(cancelled)
         probabilities = self._vad.probabilities(samples)
         regions = speech_regions(probabilities, len(samples) / SAMPLE_RATE)
         cuts = utterances(regions, probabilities, self._options.max_utterance_s)
@@ -163,8 +154,8 @@ class VoskEngine:
         samples: Samples,
         batch: Sequence[Region],
         options: TranscribeOptions,
-        cancelled: Callable[[], bool],
-    ) -> list["Hypothesis"]:
+        cancelled: CancelCheck,
+    ) -> list[Hypothesis]:
         recognizer = self._recognizer.library
         hotwords = hotword_phrases(options.hotwords) if self._recognizer.takes_hotwords else None
         streams = []
@@ -174,93 +165,21 @@ class VoskEngine:
             stream.accept_waveform(SAMPLE_RATE, _at_least(utterance, _SHORTEST))
             streams.append(stream)
         if not self._recognizer.streaming:
-            _stop_if(cancelled)
+            raise_if_cancelled(cancelled)
             recognizer.decode_streams(streams)
             return [
                 Hypothesis(s.result.tokens, s.result.timestamps, s.result.ys_log_probs)
                 for s in streams
             ]
         for stream in streams:
-            stream.accept_waveform(SAMPLE_RATE, TAIL)
+            stream.accept_waveform(SAMPLE_RATE, FLUSH_SILENCE)
             stream.input_finished()
         while ready := [s for s in streams if recognizer.is_ready(s)]:
-            _stop_if(cancelled)
+            raise_if_cancelled(cancelled)
             recognizer.decode_streams(ready)
         results = [recognizer.get_result_all(s) for s in streams]
         return [Hypothesis(r.tokens, r.timestamps, r.ys_probs) for r in results]
 
 
-@dataclass(frozen=True, slots=True)
-class Hypothesis:
-    """What was recognised in one utterance, token by token.
-
-    A token that begins a word begins with a space or ``▁``; ``times`` are the starts of the tokens
-    in seconds of the utterance; ``log_probabilities`` are natural logarithms, empty where the model
-    gives none.
-    """
-
-    tokens: Sequence[str]
-    times: Sequence[float]
-    log_probabilities: Sequence[float]
-
-
-def words_of(hypothesis: Hypothesis, utterance: Region) -> tuple[Word, ...]:
-    """Words with times in seconds of the file, inside the utterance and rising.
-
-    A word lasts until the next token begins, at most :data:`_LONGEST_TOKEN_S` after the start of
-    its last token. Its probability is the mean over its tokens.
-    """
-    begin, finish = utterance
-    starts = [min(begin + time, finish) for time in hypothesis.times]
-    known = len(hypothesis.log_probabilities) == len(hypothesis.tokens)
-    words: list[_Growing] = []
-    apart = True
-    for index, token in enumerate(hypothesis.tokens):
-        text = token.replace("▁", " ")
-        apart = apart or text.startswith(" ")
-        if not text.strip():
-            continue
-        if apart:
-            words.append(_Growing(starts[index]))
-        word, apart = words[-1], text.endswith(" ")
-        following = starts[index + 1] if index + 1 < len(starts) else finish
-        word.text += text.strip()
-        word.end = min(following, starts[index] + _LONGEST_TOKEN_S)
-        if known:
-            word.probabilities.append(math.exp(min(hypothesis.log_probabilities[index], 0.0)))
-    return tuple(
-        Word(f" {w.text}", w.start, w.end, fmean(w.probabilities) if known else None) for w in words
-    )
-
-
-@dataclass(slots=True)
-class _Growing:
-    start: float
-    end: float = 0.0
-    text: str = ""
-    probabilities: list[float] = field(default_factory=list)
-
-
-def check_hotwords(hotwords: str | None) -> None:
-    """Raises InvalidRequest for more hotwords than are taken."""
-    if len(hotwords or "") > MAX_HOTWORDS:
-        raise InvalidRequest(f"hotwords must have at most {MAX_HOTWORDS} characters")
-
-
-def hotword_phrases(hotwords: str | None) -> str | None:
-    """Phrases parted by commas, semicolons or lines, as sherpa-onnx wants them: parted by ``/``.
-
-    Only words are left of a phrase: a colon would be read as the beginning of a score.
-    """
-    phrases = re.split(r"[,;/\n]", hotwords or "")
-    worded = (" ".join(re.findall(r"[\w'’-]+", phrase)) for phrase in phrases)
-    return "/".join(phrase for phrase in worded if phrase) or None
-
-
 def _at_least(samples: Samples, length: int) -> Samples:
     return samples if len(samples) >= length else np.pad(samples, (0, length - len(samples)))
-
-
-def _stop_if(cancelled: Callable[[], bool]) -> None:
-    if cancelled():
-        raise Cancelled("the transcription was given up")

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import sherpa_onnx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sentencepiece import SentencePieceProcessor
 
 from configs.catalogue import Format, ModelEntry
+from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import ModelUnavailable
 
 _TRANSDUCER = ("encoder", "decoder", "joiner")
 _CTC = ("model",)
+FLUSH_SILENCE: Samples = np.zeros(round(0.66 * SAMPLE_RATE), np.float32)
+"""Silence after an utterance that moves the last frames through a frame-synchronous model."""
 
 
 class VoskOptions(BaseModel):

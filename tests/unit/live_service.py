@@ -33,8 +33,9 @@ from configs.settings import OPENAI_MODELS, IngressSettings, SessionSettings
 from deployments.live.wiring import live_ports
 from deployments.runtime.model_access import ModelFiles
 from engines.emotion import EmotionEngine
+from engines.vosk.local_recognizer import LocalRecognizer
 from engines.vosk.offline import VoskEngine
-from engines.vosk.streaming import LocalRecognizer, StreamingEngine
+from engines.vosk.streaming import StreamingEngine
 from engines.whisper.engine import WhisperEngine
 from speech.audio import SAMPLE_RATE, Samples
 from speech.live.endpointing import EndpointOptions

@@ -11,13 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from configs.catalogue import REPOSITORY_ROOT, Catalogue
-from engines.diarization.pyannote_audio import (
-    BLEED_DB,
-    DiarizationEngine,
-    PyannoteEngine,
-    by_channel,
-    load_engine,
-)
+from engines.diarization.backends import DiarizationEngine, load_engine
+from engines.diarization.channel_diarization import BLEED_DB, diarize_channels
+from engines.diarization.pyannote_diarization import PyannoteEngine
 from engines.diarization.sherpa_diarization import SherpaDiarizationEngine
 from speech.audio import SAMPLE_RATE, Audio, Samples
 from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
@@ -76,7 +72,7 @@ class TestByChannel:
         audio = self.stereo(
             self.tone(6, (0.5, 2.0, -20)), self.tone(6, (1.5, 3.0, -20), (4.0, 5.0, -20))
         )
-        assert by_channel(audio, self.loud).turns == (
+        assert diarize_channels(audio, self.loud).turns == (
             Turn(0.5, 2.0, "L0", 0),
             Turn(1.5, 3.0, "R0", 1),
             Turn(4.0, 5.0, "R0", 1),
@@ -86,7 +82,7 @@ class TestByChannel:
         audio = self.stereo(
             self.tone(6, (0.5, 2.0, -20)), self.tone(6, (1.5, 3.0, -20), (4.0, 5.0, -20))
         )
-        assert by_channel(audio, self.loud).exclusive == (
+        assert diarize_channels(audio, self.loud).exclusive == (
             Turn(0.5, 2.0, "L0", 0),
             Turn(2.0, 3.0, "R0", 1),
             Turn(4.0, 5.0, "R0", 1),
@@ -94,19 +90,19 @@ class TestByChannel:
 
     def test_an_interjection_during_a_longer_turn_is_no_exclusive_turn(self) -> None:
         audio = self.stereo(self.tone(6, (0.5, 4.0, -20)), self.tone(6, (1.0, 1.5, -20)))
-        diarization = by_channel(audio, self.loud)
+        diarization = diarize_channels(audio, self.loud)
         assert len(diarization.turns) == 2
         assert diarization.exclusive == (Turn(0.5, 4.0, "L0", 0),)
 
     def test_speech_that_leaks_from_the_other_channel_is_no_turn(self) -> None:
         leak = -20 - BLEED_DB - 1
         audio = self.stereo(self.tone(4, (0.5, 3.0, -20)), self.tone(4, (0.4, 3.1, leak)))
-        assert by_channel(audio, self.loud).turns == (Turn(0.5, 3.0, "L0", 0),)
+        assert diarize_channels(audio, self.loud).turns == (Turn(0.5, 3.0, "L0", 0),)
 
     def test_a_softer_voice_at_the_same_time_is_a_turn(self) -> None:
         soft = -20 - BLEED_DB + 1
         audio = self.stereo(self.tone(4, (0.5, 3.0, -20)), self.tone(4, (0.5, 3.0, soft)))
-        assert [t.speaker for t in by_channel(audio, self.loud).turns] == ["L0", "R0"]
+        assert [t.speaker for t in diarize_channels(audio, self.loud).turns] == ["L0", "R0"]
 
     def test_only_the_leaked_part_of_a_turn_goes(self) -> None:
         leak = -20 - BLEED_DB - 5
@@ -114,7 +110,7 @@ class TestByChannel:
             self.tone(8, (2.0, 4.0, -20)),
             self.tone(8, (0.5, 2.0, -20), (2.0, 4.0, leak), (4.0, 6.0, -20)),
         )
-        assert by_channel(audio, self.loud).turns == (
+        assert diarize_channels(audio, self.loud).turns == (
             Turn(0.5, 2.0, "R0", 1),
             Turn(2.0, 4.0, "L0", 0),
             Turn(4.0, 6.0, "R0", 1),
@@ -122,23 +118,23 @@ class TestByChannel:
 
     def test_a_quiet_voice_alone_is_a_turn(self) -> None:
         audio = self.stereo(self.tone(4, (0.5, 1.0, -10)), self.tone(4, (2.0, 3.0, -60)))
-        assert [t.speaker for t in by_channel(audio, self.loud).turns] == ["L0", "R0"]
+        assert [t.speaker for t in diarize_channels(audio, self.loud).turns] == ["L0", "R0"]
 
     def test_silence_has_no_turns(self) -> None:
         audio = self.stereo(silence(2), silence(2))
-        assert by_channel(audio, self.loud) == Diarization((), ())
+        assert diarize_channels(audio, self.loud) == Diarization((), ())
 
     @pytest.mark.parametrize("channels", [None, 1, 3])
     def test_anything_but_two_channels_is_refused(self, channels: int | None) -> None:
         kept = None if channels is None else np.zeros((channels, 10), np.float32)
         with pytest.raises(InvalidRequest, match="two channels"):
-            by_channel(Audio(silence(1), kept), self.loud)
+            diarize_channels(Audio(silence(1), kept), self.loud)
 
     def test_real_speech_is_found_on_its_own_channel(self, assets: Path) -> None:
-        from engines.vad.detectors import SileroVad
+        from engines.vad.silero_vad import SileroVad
 
         audio = self.stereo(*wav(assets / "en-faster-whisper-tests/stereo_diarization.wav"))
-        turns = by_channel(audio, SileroVad().speech).turns
+        turns = diarize_channels(audio, SileroVad().speech).turns
         assert {t.speaker: t.channel for t in turns} == {"L0": 0, "R0": 1}
         assert all(0 <= t.start < t.end <= audio.duration for t in turns)
 

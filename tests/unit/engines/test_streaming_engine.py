@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.catalogue import Catalogue, ModelEntry
-from engines.vosk.offline import Hypothesis, words_of
+from engines.vosk.hypothesis import Hypothesis, words_of
+from engines.vosk.local_recognizer import LocalRecognizer, LocalStream
 from engines.vosk.sherpa_models import VoskOptions, load
-from engines.vosk.streaming import LocalRecognizer, LocalStream, Step, StreamingEngine, StreamState
+from engines.vosk.streaming import Step, StreamingEngine, StreamState
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable, Overloaded
 from speech.transcript import Word

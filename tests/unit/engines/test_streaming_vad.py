@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engines.vad.detectors import SileroVad, StreamingSilero, WebRtcVad
+from engines.vad.silero_vad import SileroVad, StreamingSilero
+from engines.vad.webrtc_vad import WebRtcVad
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed
 from speech.media.segmentation import WINDOW_SAMPLES

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-LOADED = "import engines, os; from engines.vad.detectors import SileroVad; SileroVad(); print({})"
+LOADED = "import engines, os; from engines.vad.silero_vad import SileroVad; SileroVad(); print({})"
 
 
 def test_onnx_runtime_is_told_to_keep_silent_before_it_is_loaded() -> None:

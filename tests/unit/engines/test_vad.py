@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from faster_whisper.vad import get_vad_model
 
-from engines.vad import silero
-from engines.vad.detectors import SileroVad
+from engines.vad import silero_network
+from engines.vad.silero_vad import SileroVad
 from speech.audio import SAMPLE_RATE
 from speech.errors import ModelUnavailable
 from speech.media.segmentation import WINDOW_SAMPLES
@@ -77,9 +77,9 @@ def test_the_network_hears_what_the_published_one_hears(vad: SileroVad, spoken: 
 
 
 def test_a_missing_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silero, "find_spec", lambda name: None)
+    monkeypatch.setattr(silero_network, "find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="faster-whisper"):
-        silero.Silero()
+        silero_network.SileroNetwork()
 
 
 def test_every_call_starts_from_silence(vad: SileroVad, spoken: list[Clip]) -> None:

@@ -16,7 +16,8 @@ import pytest
 import sentencepiece
 
 from configs.catalogue import Catalogue, ModelEntry
-from engines.vosk.offline import Hypothesis, VoskEngine, ignored_options, words_of
+from engines.vosk.hypothesis import Hypothesis, words_of
+from engines.vosk.offline import VoskEngine, ignored_options
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
 from speech.ports import TranscribeOptions

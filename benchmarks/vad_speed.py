@@ -1,8 +1,8 @@
-"""What voice activity detection costs: ours against the published network in faster-whisper.
+"""Speed of voice activity detection: the batched network against the published one.
 
-``python -m benchmarks.silero`` hears the same windows of speech both ways on one thread, streams in
-pieces of three windows as live frames of 100 ms bring them, and prints microseconds for a window
-and the ratio of the two, each the median of seven rounds taken in turn.
+``python -m benchmarks.vad_speed`` infers the same windows of speech with both on one thread, three
+windows of each stream at a time, as a live frame of 100 ms completes them. It prints microseconds
+per window and the ratio of the two, each the median of seven rounds in alternation.
 """
 
 import statistics
@@ -13,7 +13,7 @@ import numpy as np
 from faster_whisper.vad import get_vad_model
 
 from benchmarks.stream_clients import Track
-from engines.vad.silero import CONTEXT_SAMPLES, Silero, no_memory
+from engines.vad.silero_network import CONTEXT_SAMPLES, SileroNetwork, initial_state
 from speech.media.segmentation import WINDOW_SAMPLES
 
 STREAMS = (1, 8, 64)
@@ -32,13 +32,13 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Compare and print."""
-    ours, published = Silero(), get_vad_model().session
+    ours, published = SileroNetwork(), get_vad_model().session
     size = CONTEXT_SAMPLES + WINDOW_SAMPLES
     speech = Track.of_heldout().samples(60).astype(np.float32) / 32768
     print("streams | published, µs a window | ours | ours ÷ published")
     for streams in STREAMS:
         windows = np.resize(speech, (WINDOWS, streams, size))
-        memory, alone = no_memory(streams), no_memory()
+        memory, alone = initial_state(streams), initial_state()
 
         def one_by_one(windows: np.ndarray = windows, memory: np.ndarray = alone) -> None:
             for stream in range(windows.shape[1]):
@@ -46,7 +46,7 @@ def main() -> None:
                 published.run(None, feeds)
 
         def together(windows: np.ndarray = windows, memory: np.ndarray = memory) -> None:
-            ours.hear(windows, memory)
+            ours.infer(windows, memory)
 
         rounds = [(seconds(one_by_one), seconds(together)) for _ in range(ROUNDS)]
         each = 1e6 / (CALLS * WINDOWS * streams)

@@ -1,0 +1,94 @@
+"""Diarization with pyannote.audio.
+
+pyannote.audio and torch are imported when an engine is constructed: a node of the light backend
+has neither.
+"""
+
+import os
+import threading
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+from engines.cancellation import CancelCheck, hold_lock, raise_if_cancelled
+from engines.device import resolve
+from engines.diarization.diarize_options import check_speaker_counts
+from engines.diarization.speaker_turns import label_by_appearance, turns_within
+from speech.audio import SAMPLE_RATE, Samples
+from speech.errors import Cancelled, EngineFailed, ModelUnavailable
+from speech.ports import DiarizeOptions
+from speech.transcript import Diarization
+
+
+class PyannoteEngine:
+    """A pyannote.audio pipeline from a local directory."""
+
+    def __init__(self, path: Path, *, device: str, threads: int) -> None:
+        """Load ``config.yaml`` and the models it names; ``threads`` is set for torch process-wide.
+
+        Raises ModelUnavailable, also where pyannote.audio is not installed.
+        """
+        os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # read at import: no telemetry
+        try:
+            with warnings.catch_warnings():
+                # torchcodec would decode files; the pipeline here gets samples.
+                warnings.filterwarnings("ignore", message=r"\s*torchcodec")
+                import torch
+                from pyannote.audio import Pipeline
+        except ImportError as error:
+            raise ModelUnavailable(
+                f"pyannote.audio is not installed here ({error}); "
+                "install speechgraph[diarization], or use a model of the light backend"
+            ) from error
+        torch.set_num_threads(threads)
+        try:
+            pipeline: Any = Pipeline.from_pretrained(path)
+        except Exception as error:
+            raise ModelUnavailable(
+                f"the pyannote pipeline in {path} does not load: {error}"
+            ) from error
+        if device == "cuda" and resolve("cuda", None, torch.cuda.is_available) == "cuda":
+            pipeline.to(torch.device("cuda"))
+            # The caching allocator of torch would keep the memory of an unloaded model.
+            weakref.finalize(self, torch.cuda.empty_cache)
+        self._pipeline = pipeline
+        self._from_numpy = torch.from_numpy
+        self._lock = threading.Lock()
+
+    def diarize(
+        self, samples: Samples, options: DiarizeOptions, cancelled: CancelCheck = lambda: False
+    ) -> Diarization:
+        """See :class:`engines.diarization.backends.DiarizationEngine`."""
+        check_speaker_counts(options)
+        if not samples.any():  # empty, or digital silence
+            return Diarization((), ())
+
+        def hook(*_: Any, **__: Any) -> None:
+            raise_if_cancelled(cancelled)
+
+        waveform = self._from_numpy(samples.copy())[None]  # torch wants a writable array
+        with hold_lock(self._lock, cancelled):
+            try:
+                output = self._pipeline(
+                    {"waveform": waveform, "sample_rate": SAMPLE_RATE},
+                    num_speakers=options.num_speakers,
+                    min_speakers=options.min_speakers,
+                    max_speakers=options.max_speakers,
+                    hook=hook,
+                )
+            except Cancelled:
+                raise
+            except Exception as error:
+                raise EngineFailed(
+                    f"pyannote.audio failed: {type(error).__name__}: {error}"
+                ) from error
+        duration = len(samples) / SAMPLE_RATE
+        turns, exclusive = (
+            turns_within(((t.start, t.end, label) for t, _, label in tracks), duration)
+            for tracks in (
+                output.speaker_diarization.itertracks(yield_label=True),
+                output.exclusive_speaker_diarization.itertracks(yield_label=True),
+            )
+        )
+        return label_by_appearance(turns, exclusive)

@@ -1,0 +1,63 @@
+"""The tokens that sherpa-onnx recognised, and the words that they make up."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from speech.media.segmentation import Region
+from speech.transcript import Word
+
+_LONGEST_TOKEN_S = 0.3
+"""How long the last token of a word lasts at most; tokens have a start and no end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """What was recognised in one utterance, token by token.
+
+    A token that begins a word begins with a space or ``▁``; ``times`` are the starts of the tokens
+    in seconds of the utterance; ``log_probabilities`` are natural logarithms, empty where the model
+    gives none.
+    """
+
+    tokens: Sequence[str]
+    times: Sequence[float]
+    log_probabilities: Sequence[float]
+
+
+def words_of(hypothesis: Hypothesis, utterance: Region) -> tuple[Word, ...]:
+    """Words with times in seconds of the file, inside the utterance and rising.
+
+    A word lasts until the next token begins, at most :data:`_LONGEST_TOKEN_S` after the start of
+    its last token. Its probability is the mean over its tokens.
+    """
+    begin, finish = utterance
+    starts = [min(begin + time, finish) for time in hypothesis.times]
+    known = len(hypothesis.log_probabilities) == len(hypothesis.tokens)
+    words: list[_Growing] = []
+    apart = True
+    for index, token in enumerate(hypothesis.tokens):
+        text = token.replace("▁", " ")
+        apart = apart or text.startswith(" ")
+        if not text.strip():
+            continue
+        if apart:
+            words.append(_Growing(starts[index]))
+        word, apart = words[-1], text.endswith(" ")
+        following = starts[index + 1] if index + 1 < len(starts) else finish
+        word.text += text.strip()
+        word.end = min(following, starts[index] + _LONGEST_TOKEN_S)
+        if known:
+            word.probabilities.append(math.exp(min(hypothesis.log_probabilities[index], 0.0)))
+    return tuple(
+        Word(f" {w.text}", w.start, w.end, fmean(w.probabilities) if known else None) for w in words
+    )
+
+
+@dataclass(slots=True)
+class _Growing:
+    start: float
+    end: float = 0.0
+    text: str = ""
+    probabilities: list[float] = field(default_factory=list)

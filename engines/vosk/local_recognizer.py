@@ -1,0 +1,177 @@
+"""Streaming recognition in this process: models loaded on demand, streams decoded in batches."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from engines.batching import MicroBatcher
+from engines.vosk.streaming import Step, StreamingEngine, StreamState
+from speech.audio import SAMPLE_RATE, Samples
+from speech.errors import Cancelled, Overloaded
+from speech.transcript import Word
+
+_LONGEST_STEP = SAMPLE_RATE
+"""Samples; a stream with a longer backlog is decoded in such pieces, between those of others."""
+_NO_SAMPLES: Samples = np.zeros(0, np.float32)
+
+
+class LocalRecognizer:
+    """:class:`speech.ports.StreamingRecognizer` in this process; for one event loop."""
+
+    def __init__(
+        self, load: Callable[[str], StreamingEngine], *, tick_s: float, max_streams: int
+    ) -> None:
+        """``load`` is called in a thread, once for each model id, when its first stream opens.
+
+        ``tick_s`` is the shortest time between two steps of one model. Whoever knows aliases
+        resolves them before :meth:`open`.
+        """
+        self._load = load
+        self._tick_s = tick_s
+        self._max_streams = max_streams
+        self._models: dict[str, asyncio.Task[_Model]] = {}
+        self._streams = 0
+        self._lag = _Lag()
+        self._closed = False
+
+    def lag_s(self) -> float:
+        """The longest that a stream waited for its words since this was last asked, in seconds."""
+        return self._lag.longest_s()
+
+    @property
+    def streams(self) -> int:
+        """How many streams are open, or opening."""
+        return self._streams
+
+    async def open(self, model: str, hotwords: str | None = None) -> "LocalStream":
+        """A new stream. Raises Overloaded beyond ``max_streams``, and what ``load`` raises."""
+        self._check_open()
+        if self._streams >= self._max_streams:
+            raise Overloaded(f"{self._streams} streams are open already")
+        self._streams += 1
+        try:
+            loaded = await self._model(model)
+            return LocalStream(loaded, loaded.engine.open(hotwords), self._lag, self._freed)
+        except BaseException:
+            self._freed()
+            raise
+
+    def close(self) -> None:
+        """Let go of all models; what waits, and what is asked later, fails with Cancelled."""
+        self._closed = True
+        for task in self._models.values():
+            if task.done():
+                task.result().batcher.close()
+        self._models.clear()
+
+    async def _model(self, name: str) -> "_Model":
+        task = self._models.get(name)
+        if task is None:
+            task = self._models[name] = asyncio.create_task(self._loaded(name))
+        # Shielded: one of them that stops waiting must not end the load of the others.
+        return await asyncio.shield(task)
+
+    async def _loaded(self, name: str) -> "_Model":
+        try:
+            engine = await asyncio.to_thread(self._load, name)
+            self._check_open()
+        except BaseException:
+            self._models.pop(name, None)  # the next stream tries again
+            raise
+        batch = self._max_streams
+        return _Model(
+            engine,
+            MicroBatcher(engine.step, max_batch=batch, tick_s=self._tick_s, max_waiting=batch),
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Cancelled("the recogniser is closed")
+
+    def _freed(self) -> None:
+        self._streams -= 1
+
+
+class _Lag:
+    """How long steps take: the longest since last asked, those that are under way included."""
+
+    def __init__(self) -> None:
+        self._since: dict[object, float] = {}
+        self._longest_s = 0.0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        step = object()
+        self._since[step] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._longest_s = max(self._longest_s, time.monotonic() - self._since.pop(step))
+
+    def longest_s(self) -> float:
+        waiting = [time.monotonic() - since for since in self._since.values()]
+        longest_s, self._longest_s = max([self._longest_s, *waiting]), 0.0
+        return longest_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    engine: StreamingEngine
+    batcher: MicroBatcher[Step, tuple[Word, ...]]
+
+
+class LocalStream:
+    """:class:`speech.ports.RecognizerStream` of a :class:`LocalRecognizer`.
+
+    A ``feed`` or ``finish`` that is cancelled closes the stream, as nobody knows how much of the
+    utterance was heard; one that raises EngineFailed has lost it, and the next ``feed`` begins
+    another. A closed stream raises Cancelled.
+    """
+
+    def __init__(
+        self, model: _Model, state: StreamState, lag: _Lag, freed: Callable[[], None]
+    ) -> None:
+        self._model = model
+        self._lag = lag
+        self._state: StreamState | None = state
+        self._freed = freed
+
+    @property
+    def takes_hotwords(self) -> bool:
+        """Whether the model of this stream can be steered by hotwords."""
+        return self._model.engine.takes_hotwords
+
+    async def feed(self, samples: Samples) -> tuple[Word, ...]:
+        """See the port. Raises EngineFailed, Cancelled."""
+        words = await self._step(samples[:_LONGEST_STEP])
+        for first in range(_LONGEST_STEP, len(samples), _LONGEST_STEP):
+            words = await self._step(samples[first : first + _LONGEST_STEP])
+        return words
+
+    async def finish(self, quiet_s: float = 0.0) -> tuple[Word, ...]:
+        """See the port. Raises EngineFailed, Cancelled."""
+        trailing_silence = round(quiet_s * SAMPLE_RATE)
+        return await self._step(_NO_SAMPLES, finish=True, trailing_silence=trailing_silence)
+
+    async def close(self) -> None:
+        """See the port; may be called again."""
+        if self._state is not None:
+            self._state = None
+            self._freed()
+
+    async def _step(
+        self, samples: Samples, *, finish: bool = False, trailing_silence: int = 0
+    ) -> tuple[Word, ...]:
+        if self._state is None:
+            raise Cancelled("the stream is closed")
+        step = Step(self._state, samples, finish, trailing_silence)
+        try:
+            with self._lag.measured():
+                return await self._model.batcher.submit(step)
+        except asyncio.CancelledError:
+            await self.close()
+            raise
