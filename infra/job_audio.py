@@ -1,10 +1,10 @@
-"""The audio of jobs, wherever fsspec reaches: a directory, S3, MinIO."""
+"""The audio of jobs on any file system of fsspec: a directory, S3, MinIO."""
 
 import contextlib
 import datetime
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fsspec
@@ -24,9 +24,10 @@ class JobAudio:
     def put(self, id: str, data: bytes) -> None:
         """See :meth:`speech.jobs.states.AudioStore.put`."""
         if not isinstance(self._files, LocalFileSystem):
-            self._files.pipe_file(self._path(id), data)
+            with _os_errors():
+                self._files.pipe_file(self._path(id), data)
             return
-        # pipe_file leaves it to the system when the bytes reach the disk.
+        # pipe_file does not sync the file to the disk.
         with Path(self._path(id)).open("wb") as file:
             file.write(data)
             file.flush()
@@ -34,23 +35,37 @@ class JobAudio:
 
     def get(self, id: str) -> bytes:
         """See :meth:`speech.jobs.states.AudioStore.get`."""
-        data: bytes = self._files.cat_file(self._path(id))
+        with _os_errors():
+            data: bytes = self._files.cat_file(self._path(id))
         return data
 
     def remove(self, id: str) -> None:
         """See :meth:`speech.jobs.states.AudioStore.remove`."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _os_errors():
             self._files.rm_file(self._path(id))
 
     def stored(self) -> Sequence[str]:
         """See :meth:`speech.jobs.states.AudioStore.stored`."""
-        found = self._files.ls(self._root, detail=True, refresh=True)
+        with _os_errors():
+            found = self._files.ls(self._root, detail=True, refresh=True)
         return [file["name"].rsplit("/", 1)[1] for file in found if file["type"] == "file"]
 
     def age_s(self, id: str) -> float:
         """See :meth:`speech.jobs.states.AudioStore.age_s`."""
-        stored_at: datetime.datetime = self._files.modified(self._path(id))
+        with _os_errors():
+            stored_at: datetime.datetime = self._files.modified(self._path(id))
         return time.time() - stored_at.timestamp()
 
     def _path(self, id: str) -> str:
         return f"{self._root}/{id}"
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raise OSError for errors that fsspec passes on untranslated, such as botocore's."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(repr(error)) from error

@@ -80,7 +80,8 @@ class JobDesk:
         if added is not None:
             return added
         # A concurrent request with the same key was first.
-        self._audio.remove(job.id)
+        with contextlib.suppress(OSError):
+            self._audio.remove(job.id)
         assert idempotency_key is not None, "only a key can be taken"
         existing = self._store.find_by_key(owner, idempotency_key)
         assert existing is not None, "a job outlives concurrent requests"

@@ -1,4 +1,4 @@
-"""The worker of jobs: takes them from the store, tries, tries again, and tidies up."""
+"""The worker of jobs: takes them from the store, attempts and retries them, delivers webhooks."""
 
 import asyncio
 import logging
@@ -9,27 +9,26 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from speech.errors import DeadlineExceeded, EngineFailed, Overloaded, SpeechError
+from speech.jobs.retention import ORPHAN_AGE_S, Retention
 from speech.jobs.states import NON_RETRYABLE, AudioStore, Job, JobStore, Lease
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-BEATS_PER_LEASE = 5
-"""A worker may miss this many heartbeats before its job is taken from it."""
-MAX_BEAT_S = 1.0
-"""Longest until a worker hears that its job was cancelled."""
-BUSY_PAUSE_S = 10.0
-"""Wait of a job that met a full queue."""
+HEARTBEATS_PER_LEASE = 5
+"""A worker may miss this many heartbeats before its lease expires."""
+MAX_HEARTBEAT_S = 1.0
+"""Longest until a worker notices that its job was cancelled."""
+OVERLOADED_RETRY_S = 10.0
+"""Delay of a job that was rejected by a full queue."""
 WEBHOOKS_AT_ONCE = 4
-"""Deliveries of one worker, so that a receiver that is silent does not hold up all others."""
-HOUSEKEEPING_S = 5.0
-ORPHAN_AGE_S = 3600.0
-"""Audio that has no job after so long belongs to a submission that never finished."""
+"""Concurrent deliveries of one worker, so that a slow receiver does not delay all others."""
+EXPIRY_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class JobRules:
-    """When to try again and what to keep; all in seconds but the counts."""
+    """When to retry and how long to keep; all in seconds but the counts."""
 
     attempts: int
     backoff_s: float
@@ -42,14 +41,14 @@ class JobRules:
     webhook_attempts: int
 
     def backoff(self, attempts: int) -> float:
-        """The wait after so many attempts: twice as long each time, up to the longest."""
+        """The delay after so many attempts: it doubles with each, up to the longest."""
         return float(min(self.backoff_s * 2 ** min(attempts - 1, 60), self.max_backoff_s))
 
 
 class Progress:
-    """Where the work on a job is: the stage that began last, the seconds of audio recognised.
+    """Progress of one attempt: the stage that began last, the seconds of audio recognised.
 
-    The work writes it, the heartbeat reads it.
+    Written by the work, read by the heartbeat.
     """
 
     def __init__(self) -> None:
@@ -62,11 +61,11 @@ class Progress:
 
 
 Work = Callable[[Job, bytes, Progress], Awaitable[str]]
-"""Makes the result (JSON text) of a job from its audio, and may be cancelled."""
+"""Computes the result (JSON text) of a job from its audio, and may be cancelled."""
 
 
 class Webhooks(Protocol):
-    """Tells the world that a job ended."""
+    """Notifies receivers that a job has ended."""
 
     @property
     def timeout_s(self) -> float:
@@ -74,14 +73,14 @@ class Webhooks(Protocol):
         ...
 
     async def deliver(self, job: Job) -> None:
-        """Raises some error if the other side did not take it."""
+        """Raises any error if the receiver did not accept it."""
         ...
 
 
 class JobWorker:
     """Runs up to ``concurrency`` jobs at once. Any number of workers may share a store.
 
-    A worker that dies leaves its jobs to the others, who see its leases expire.
+    The leases of a worker that dies expire, and other workers take over its jobs.
     """
 
     def __init__(
@@ -99,33 +98,44 @@ class JobWorker:
         self._rules = rules
         self._concurrency = concurrency
         self._webhooks = webhooks
+        self._retention = Retention(store, audio, rules.audio_ttl_s, rules.result_ttl_s)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Work until told to stop. Cancelling it gives the jobs that run back to the store."""
+        """Work until stopped. Cancelling it returns the running jobs to the store."""
+        poll_s = self._rules.poll_s
         async with asyncio.TaskGroup() as group:
             for _ in range(self._concurrency):
-                group.create_task(self._repeat(self._next_job, self._rules.poll_s))
-            group.create_task(self._repeat(self._next_lost, self._rules.poll_s))
-            group.create_task(self._repeat(self._tidy, HOUSEKEEPING_S))
-            group.create_task(self._repeat(self._sweep, ORPHAN_AGE_S))
+                group.create_task(self._repeat(self._next_job, poll_s))
+            group.create_task(self._repeat(self._next_expired_lease, poll_s))
+            group.create_task(self._repeat(self._expire, EXPIRY_INTERVAL_S))
+            group.create_task(self._repeat(self._remove_orphans, ORPHAN_AGE_S))
             for _ in range(WEBHOOKS_AT_ONCE if self._webhooks is not None else 0):
-                group.create_task(self._repeat(self._next_webhook, self._rules.poll_s))
+                group.create_task(self._repeat(self._next_webhook, poll_s))
 
     def stop(self) -> None:
-        """Let :meth:`run` return after what runs now."""
+        """Let :meth:`run` return once what runs now has finished."""
         self._stopping.set()
 
     async def _repeat(self, step: Callable[[], Awaitable[bool]], pause_s: float) -> None:
-        """Do one thing over and over, pausing where there was nothing to do."""
+        """Repeat a step, pausing where it found nothing to do or failed.
+
+        An error neither ends the loop nor reaches the other loops. It is logged when it first
+        occurs, not in every round that it persists.
+        """
+        logged = ""
         while not self._stopping.is_set():
             try:
                 more = await step()
-            except (SpeechError, OSError) as error:
-                logger.warning("jobs: %s", error)
+                logged = ""
+            except Exception as error:
+                if repr(error) != logged:
+                    logged = repr(error)
+                    expected = isinstance(error, SpeechError | OSError)
+                    logger.error("jobs: %r", error, exc_info=None if expected else error)
                 more = False
             if not more:
-                # Workers that started together need not ask together for ever.
+                # Jitter, so that workers that started together do not poll together.
                 await self._pause(pause_s * random.uniform(0.75, 1.25))
 
     async def _pause(self, seconds: float) -> None:
@@ -144,32 +154,29 @@ class JobWorker:
     async def _attempt(self, lease: Lease) -> None:
         progress = Progress()
         work = asyncio.create_task(self._result(lease.job, progress))
-        beat_s = min(self._rules.lease_s / BEATS_PER_LEASE, MAX_BEAT_S)
+        interval_s = min(self._rules.lease_s / HEARTBEATS_PER_LEASE, MAX_HEARTBEAT_S)
         try:
-            while not (await asyncio.wait({work}, timeout=beat_s))[0]:
-                if not await self._beat(lease, progress):
+            while not (await asyncio.wait({work}, timeout=interval_s))[0]:
+                if not await self._heartbeat(lease, progress):
                     logger.info("job %s was cancelled or taken over", lease.job.id)
                     return
             await self._settle(lease, work)
         except asyncio.CancelledError:
-            # Nobody's fault: the next worker begins at once, as if this one had not.
+            # The worker stops, not the job: it is due at once, and this attempt does not count.
             await asyncio.to_thread(self._store.requeue, lease, 0.0, None, counted=False)
             raise
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
-    async def _beat(self, lease: Lease, progress: Progress) -> bool:
+    async def _heartbeat(self, lease: Lease, progress: Progress) -> bool:
+        stage, seconds_done = progress.stage, progress.seconds_done
         try:
             return await asyncio.to_thread(
-                self._store.renew,
-                lease,
-                self._rules.lease_s,
-                progress.stage,
-                progress.seconds_done,
+                self._store.renew, lease, self._rules.lease_s, stage, seconds_done
             )
         except Overloaded as error:
-            # The store comes back or another worker takes over: completing tells which.
+            # Whether the lease expired meanwhile is decided when the result is written.
             logger.warning("job %s: no heartbeat: %s", lease.job.id, error)
             return True
 
@@ -179,7 +186,7 @@ class JobWorker:
         try:
             data = await asyncio.to_thread(self._audio.get, job.id)
         except FileNotFoundError:
-            raise EngineFailed("the audio of the job is gone") from None
+            raise EngineFailed("the audio of the job is missing") from None
         return await self._work(job, data, progress)
 
     async def _settle(self, lease: Lease, work: asyncio.Task[str]) -> None:
@@ -191,37 +198,36 @@ class JobWorker:
             logger.error("job %s failed", lease.job.id, exc_info=error)
             await self._failed(lease, SpeechError(f"internal error in {lease.job.id}"))
         else:
-            await self._insist(lambda: self._store.complete(lease, result))
+            await self._write(lambda: self._store.complete(lease, result))
 
     async def _failed(self, lease: Lease, error: SpeechError) -> None:
         job, rules = lease.job, self._rules
-        # Being turned away for the load of others is no failure of the job.
-        busy = type(error) is Overloaded
+        # A full queue is caused by the load of others: the attempt does not count.
+        overloaded = type(error) is Overloaded
         aged = time.time() - job.created_at > rules.max_age_s
-        if (
-            isinstance(error, NON_RETRYABLE)
-            or aged
-            or (job.attempts >= rules.attempts and not busy)
-        ):
+        exhausted = job.attempts >= rules.attempts and not overloaded
+        if isinstance(error, NON_RETRYABLE) or aged or exhausted:
             logger.warning("job %s failed in attempt %d: %s", job.id, job.attempts, error)
-            await self._insist(lambda: self._store.fail(lease, error))
+            await self._write(lambda: self._store.fail(lease, error))
             return
-        logger.warning("job %s: attempt %d did not succeed: %s", job.id, job.attempts, error)
-        delay_s = BUSY_PAUSE_S if busy else rules.backoff(job.attempts)
-        await self._insist(lambda: self._store.requeue(lease, delay_s, error, counted=not busy))
+        logger.warning("job %s: attempt %d failed, retrying: %s", job.id, job.attempts, error)
+        delay_s = OVERLOADED_RETRY_S if overloaded else rules.backoff(job.attempts)
+        await self._write(
+            lambda: self._store.requeue(lease, delay_s, error, counted=not overloaded)
+        )
 
-    async def _insist(self, write: Callable[[], T]) -> T:
-        """Write although the database may be away for a while; after a lease it is in vain."""
-        gives_up_at = time.monotonic() + self._rules.lease_s
+    async def _write(self, write: Callable[[], T]) -> T:
+        """Write, retrying for the length of a lease while the database does not answer."""
+        deadline = time.monotonic() + self._rules.lease_s
         while True:
             try:
                 return await asyncio.to_thread(write)
             except Overloaded:
-                if time.monotonic() > gives_up_at:
+                if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(self._rules.poll_s)
 
-    async def _next_lost(self) -> bool:
+    async def _next_expired_lease(self) -> bool:
         lease = await asyncio.to_thread(self._store.take_expired, self._rules.lease_s)
         if lease is not None:
             await self._failed(lease, EngineFailed("the worker of this job died"))
@@ -236,30 +242,19 @@ class JobWorker:
             return False
         try:
             await self._webhooks.deliver(job)
-        except Exception as error:  # whatever the URL of a client may lead to
+        except Exception as error:  # whatever a URL that a client named may cause
             attempt = job.webhook_attempts
-            logger.warning("webhook of %s, attempt %d: %r", job.id, attempt, error)
+            logger.warning("job %s: webhook attempt %d failed: %r", job.id, attempt, error)
             retry = rules.backoff(attempt) if attempt < rules.webhook_attempts else None
             await asyncio.to_thread(self._store.webhook_failed, job.id, retry)
         else:
             await asyncio.to_thread(self._store.webhook_delivered, job.id)
         return True
 
-    async def _tidy(self) -> bool:
-        await asyncio.to_thread(self._forget)
+    async def _expire(self) -> bool:
+        await asyncio.to_thread(self._retention.expire)
         return False
 
-    def _forget(self) -> None:
-        for id in self._store.expired_audio(self._rules.audio_ttl_s):
-            self._audio.remove(id)
-            self._store.audio_removed(id)
-        self._store.delete_expired(self._rules.result_ttl_s)
-
-    async def _sweep(self) -> bool:
-        await asyncio.to_thread(self._remove_orphans)
+    async def _remove_orphans(self) -> bool:
+        await asyncio.to_thread(self._retention.remove_orphans)
         return False
-
-    def _remove_orphans(self) -> None:
-        for id in set(self._audio.stored()) - self._store.with_audio():
-            if self._audio.age_s(id) > ORPHAN_AGE_S:
-                self._audio.remove(id)

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +128,22 @@ async def test_the_same_key_at_the_same_moment_makes_one_job(jobs: Jobs, tmp_pat
     assert len(list((tmp_path / "audio").iterdir())) == 1
 
 
+def test_the_audio_of_a_repeated_request_that_cannot_be_removed_is_no_error(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It belongs to no job, so retention removes it later."""
+    first = jobs.desk.submit("", b"RIFF", "{}", "key")
+    find = jobs.store.find_by_key
+    answers = [lambda *_: None, find]  # the first request was stored after the second one looked
+    monkeypatch.setattr(jobs.store, "find_by_key", lambda *key: answers.pop(0)(*key))
+
+    def stuck(id: str) -> None:
+        raise PermissionError(id)
+
+    monkeypatch.setattr(jobs.audio, "remove", stuck)
+    assert jobs.desk.submit("", b"RIFF", "{}", "key") == first
+
+
 def test_a_page_after_a_job_that_is_not_there_is_refused(jobs: Jobs) -> None:
     with pytest.raises(InvalidRequest):
         jobs.desk.page("ann", 10, "job_x")
@@ -146,6 +161,27 @@ def test_audio_is_kept_wherever_fsspec_reaches() -> None:
     assert audio.stored() == []
     with pytest.raises(FileNotFoundError):
         audio.get("job_1")
+
+
+def test_every_error_of_a_file_system_is_an_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all of fsspec's implementations translate the errors of their libraries."""
+    audio = JobAudio("memory://bucket/jobs")
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise RuntimeError("no endpoint")
+
+    for name in ("pipe_file", "cat_file", "rm_file", "ls", "modified"):
+        monkeypatch.setattr(fsspec.filesystem("memory"), name, unreachable)
+    calls = (
+        lambda: audio.put("job_1", b"1"),
+        lambda: audio.get("job_1"),
+        lambda: audio.remove("job_1"),
+        audio.stored,
+        lambda: audio.age_s("job_1"),
+    )
+    for call in calls:
+        with pytest.raises(OSError, match="no endpoint"):
+            call()
 
 
 # ---------------------------------------------------------------- attempts
@@ -211,7 +247,7 @@ async def test_what_is_not_of_the_family_is_not_told(jobs: Jobs) -> None:
 async def test_a_full_queue_is_no_failure_of_the_job(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_worker, "BUSY_PAUSE_S", 0.01)
+    monkeypatch.setattr(job_worker, "OVERLOADED_RETRY_S", 0.01)
     work = Attempts(*(Overloaded("full") for _ in range(9)))
     job = jobs.desk.submit("", b"1", "{}")
     async with jobs.working(work):
@@ -330,31 +366,31 @@ async def test_a_worker_outlives_a_database_that_is_away(
     assert failing == {"take": 0, "complete": 0}
 
 
-# ---------------------------------------------------------------- tidying
-
-
-async def test_audio_and_job_go_after_their_ttl(
-    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["take_webhook", "take_expired", "expired_audio", "with_audio"])
+async def test_an_unexpected_error_in_one_loop_of_a_worker_does_not_stop_the_others(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
-    monkeypatch.setattr(job_worker, "HOUSEKEEPING_S", 0.02)
-    job = jobs.desk.submit("", b"1", "{}")
-    async with jobs.working(audio_ttl_s=0.0, result_ttl_s=3600.0):
-        await jobs.ended(job.id)
-        await eventually(lambda: not (tmp_path / "audio" / job.id).exists())
-    assert (await jobs.ended(job.id)).result == "1"
-    async with jobs.working(audio_ttl_s=0.0, result_ttl_s=0.0):
-        await eventually(lambda: jobs.desk.find("", job.id) is None)
+    def broken(*_: object) -> None:
+        raise RuntimeError("a row that cannot be read")
+
+    monkeypatch.setattr(jobs.store, step, broken)
+    async with jobs.working():
+        await eventually(lambda: "a row that cannot be read" in caplog.text)
+        job = jobs.desk.submit("", b"1", "{}")
+        assert (await jobs.ended(job.id)).state == "completed"
 
 
-async def test_audio_of_a_submission_that_never_finished_is_removed(
-    jobs: Jobs, tmp_path: Path
+async def test_an_error_that_persists_is_logged_once(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    waiting = jobs.desk.submit("", b"1", "{}")
-    for id, age_s in ((waiting.id, 7200), ("job_lost", 7200), ("job_uploading", 60)):
-        jobs.audio.put(id, b"1")
-        then = time.time() - age_s
-        os.utime(tmp_path / "audio" / id, (then, then))
-    async with jobs.working(Endless()):
-        await eventually(lambda: not (tmp_path / "audio" / "job_lost").exists())
-    assert (tmp_path / "audio" / waiting.id).exists()
-    assert (tmp_path / "audio" / "job_uploading").exists()
+    rounds = 0
+
+    def away(*_: object) -> None:
+        nonlocal rounds
+        rounds += 1
+        raise Overloaded("the job store does not answer")
+
+    monkeypatch.setattr(jobs.store, "take_expired", away)
+    async with jobs.working():
+        await eventually(lambda: rounds > 3)
+    assert caplog.text.count("does not answer") == 1
