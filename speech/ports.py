@@ -193,10 +193,10 @@ class RecognizerStream(Protocol):
         """
         ...
 
-    async def finish(self, quiet_s: float = 0.0) -> tuple[Word, ...]:
+    async def finish(self, trailing_silence_s: float = 0.0) -> tuple[Word, ...]:
         """The words of the whole utterance; the next ``feed`` begins another one.
 
-        Nobody spoke in the last ``quiet_s`` seconds of it.
+        Nobody spoke in the last ``trailing_silence_s`` seconds of it.
         """
         ...
 

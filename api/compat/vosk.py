@@ -23,7 +23,7 @@ from speech.audio import SAMPLE_RATE
 from speech.errors import InvalidRequest, SpeechError
 from speech.live.endpointing import EndpointOptions
 from speech.live.events import Event
-from speech.live.intake import intake
+from speech.live.intake import stream_decoder
 from speech.live.session import LiveSession, SessionOptions
 from speech.ports import MAX_HOTWORDS, TranscribeOptions
 from speech.transcript import Word
@@ -116,7 +116,7 @@ class _VoskSocket:
             before = self.config.sample_rate
             answer = self._configure(frame)
             if before != self.config.sample_rate:
-                session.change_intake(self._intake())
+                session.replace_decoder(self._decoder())
             return answer
         return []
 
@@ -158,10 +158,10 @@ class _VoskSocket:
             options = replace(
                 options, cut_in_pauses=False, partial_model=partial, partials=partial is not None
             )
-        return self._live.open(options, self._intake())
+        return self._live.open(options, self._decoder())
 
-    def _intake(self) -> Any:
-        return intake("pcm_s16le", round(self.config.sample_rate))
+    def _decoder(self) -> Any:
+        return stream_decoder("pcm_s16le", round(self.config.sample_rate))
 
     endpoints = False
     """Whether utterances are endpointed also for models that hear whole utterances."""
@@ -284,7 +284,7 @@ class ClassicSocket(_VoskSocket):
     def _answers(self) -> list[str]:
         assert self._session is not None
         answers = []
-        while self._answered < self._session.heard_frames:
+        while self._answered < self._session.processed_frames:
             self._answered += 1
             if self._results:
                 answers.append(_json(self._result(self._results.popleft().words)))

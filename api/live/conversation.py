@@ -94,7 +94,7 @@ def code_of(code: str) -> int:
 async def converse(connection: Connection, live: LiveStreams, dialect: Dialect) -> None:
     """Serve an open connection until it is closed.
 
-    The caller holds a place of :meth:`speech.live.registry.Sessions.socket`.
+    The caller holds a place of :meth:`speech.live.registry.SessionRegistry.socket`.
     """
     with contextlib.suppress(Disconnected):
         await _Conversation(connection, live, dialect).run()
@@ -186,7 +186,7 @@ class _Conversation:
                 for text in self._dialect.receive(frame, session):
                     await self._send(text)
             if self._connection.flow_control:
-                await session.room()
+                await session.wait_for_room()
             try:
                 frame = await self._next(self._live.settings.idle_timeout_s)
             except IdleTimeout:

@@ -8,13 +8,13 @@ from api.service import SpeechService
 from configs.catalogue import ModelEntry
 from configs.settings import SessionSettings
 from speech.errors import InvalidRequest, ModelNotFound, NotEnabled
-from speech.live.intake import Intake
-from speech.live.registry import Sessions
+from speech.live.intake import StreamDecoder
+from speech.live.registry import SessionRegistry
 from speech.live.session import (
-    Earlier,
     LivePorts,
     LiveSession,
     Pending,
+    ResumeState,
     SessionLimits,
     SessionOptions,
 )
@@ -49,7 +49,9 @@ class LiveStreams:
         self._ports = ports
         self.settings = settings
         self.models = models
-        self.sessions = Sessions(settings.max_sessions, settings.retention_s, observe_sessions)
+        self.sessions = SessionRegistry(
+            settings.max_sessions, settings.retention_s, observe_sessions
+        )
         self._limits = SessionLimits(
             settings.max_pending_mb * 1024**2,
             settings.max_stream_s,
@@ -83,10 +85,10 @@ class LiveStreams:
     def open(
         self,
         options: SessionOptions,
-        intake: Intake,
+        decoder: StreamDecoder,
         *,
         session_id: str | None = None,
-        earlier: Earlier | None = None,
+        resume_from: ResumeState | None = None,
     ) -> LiveSession:
         """A session that lives from now on. Raises Overloaded, NotEnabled, InvalidRequest."""
         if options.speakers and self.models.speaker is None:
@@ -95,9 +97,9 @@ class LiveStreams:
             session_id or uuid.uuid4().hex,
             options,
             self._ports,
-            intake,
+            decoder,
             self._limits,
-            earlier=earlier,
+            resume_from=resume_from,
         )
         self.sessions.start(session)
         return session

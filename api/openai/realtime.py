@@ -29,7 +29,7 @@ from api.openai.responses import logprobs
 from speech.errors import InvalidRequest, SpeechError, TooFarAhead
 from speech.live.events import Event
 from speech.live.session import MAX_TURN_S, LiveSession
-from speech.live.turns import Delta, Turns, TurnTranscript
+from speech.live.turns import Delta, TurnAssembler, TurnTranscript
 from speech.transcript import Word
 
 MAX_MESSAGE_CHARS = 4 * 1024**2
@@ -92,7 +92,7 @@ class Realtime:
         self._id = uuid.uuid4().hex
         self._settings = Settings()
         self._session: LiveSession | None = None
-        self._turns = Turns()
+        self._turns = TurnAssembler()
         self._numbers = itertools.count(1)
         self._last_item: str | None = None
         self._buffered_s = 0.0
@@ -168,7 +168,7 @@ class Realtime:
             raise _RefusedError("input_audio_buffer_full", message, "audio")
         if self._session is None:
             options = self._settings.options(self._live, self._aliases)
-            self._session = self._live.open(options, self._settings.format.intake())
+            self._session = self._live.open(options, self._settings.format.decoder())
         self._session.offer(audio)
         self._buffered_s += seconds
 
@@ -194,7 +194,7 @@ class Realtime:
         before, settings = self._settings, self._settings.updated(update)
         options = settings.options(self._live, self._aliases)
         if self._session is not None and options != before.options(self._live, self._aliases):
-            self._session.change(options, settings.format.intake())
+            self._session.change(options, settings.format.decoder())
             if before.turn_detection and not settings.turn_detection:
                 self._buffered_s = 0.0
         self._settings = settings
@@ -219,7 +219,7 @@ class Realtime:
                 told.append(self._event("input_audio_buffer.cleared"))
             case "error":
                 told.append(self._family_error(event.code, event.text))
-        return [*told, *map(self._transcribed, self._turns.hear(event))]
+        return [*told, *map(self._transcribed, self._turns.process(event))]
 
     def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
         """See :class:`api.live.conversation.Dialect`."""

@@ -14,7 +14,7 @@ from api.live.registry import LiveStreams
 from api.openai.requests import Aliases
 from speech.errors import ModelNotFound
 from speech.live.endpointing import EndpointOptions
-from speech.live.intake import Intake, PcmEncoding, PcmIntake
+from speech.live.intake import PcmDecoder, PcmEncoding, StreamDecoder
 from speech.live.session import PcmFormat, SessionOptions
 from speech.ports import MAX_HOTWORDS, TranscribeOptions
 
@@ -59,14 +59,14 @@ class Format(_Part):
             return PcmFormat(self.rate or 24_000, 2)
         return PcmFormat(8000, 1)
 
-    def intake(self) -> Intake:
+    def decoder(self) -> StreamDecoder:
         """What makes samples of such bytes."""
         encodings: Mapping[str, PcmEncoding] = {
             "audio/pcm": "pcm_s16le",
             "audio/pcmu": "g711_ulaw",
             "audio/pcma": "g711_alaw",
         }
-        return PcmIntake(encodings[self.type], self.pcm.sample_rate)
+        return PcmDecoder(encodings[self.type], self.pcm.sample_rate)
 
     def shown(self) -> dict[str, Any]:
         """As clients are told."""

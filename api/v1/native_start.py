@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from speech.live.endpointing import EndpointOptions
-from speech.live.session import Earlier, PcmFormat
+from speech.live.session import PcmFormat, ResumeState
 from speech.live.speakers import MAX_SPEAKERS
 from speech.ports import MAX_HOTWORDS
 
@@ -73,9 +73,9 @@ class Resume(_Frame):
     utterances: int = Field(0, ge=0, description="How many finals were received.")
     voices: Annotated[dict[str, Base64Bytes], Field(max_length=MAX_SPEAKERS)] = {}
 
-    def earlier(self) -> Earlier:
+    def state(self) -> ResumeState:
         """This state for the session."""
-        return Earlier(self.from_s, self.seq, self.utterances, self.voices)
+        return ResumeState(self.from_s, self.seq, self.utterances, self.voices)
 
 
 class Start(_Frame):

@@ -14,8 +14,8 @@ from api.v1.native_start import Resume, Start
 from api.v1.requests import MAX_ERROR_CHARS
 from speech.errors import InvalidRequest, Overloaded, SpeechError
 from speech.live.events import Event
-from speech.live.intake import intake
-from speech.live.session import Earlier, LiveSession, SessionOptions
+from speech.live.intake import stream_decoder
+from speech.live.session import LiveSession, ResumeState, SessionOptions
 from speech.ports import TranscribeOptions
 from speech.transcript import Word
 
@@ -39,22 +39,22 @@ class NativeStream:
             raise InvalidRequest(f"start: {_short(error)}") from None
         resume = start.resume
         running = self._live.sessions.find(resume.session) if resume else None
-        decoder = intake(start.encoding, start.sample_rate, start.channels)
+        decoder = stream_decoder(start.encoding, start.sample_rate, start.channels)
         if resume and running and _is_current(running, resume):
             if running.options.pcm != start.pcm:
                 raise InvalidRequest("resume: encoding, sample_rate and channels must stay")
             # Events that the client has not received follow; its audio continues where ours ends.
-            running.change_intake(decoder)
+            running.replace_decoder(decoder)
             return Opening(running, [self._ready(running, resume.seq, resumed=True)], resume.seq)
-        earlier = resume.earlier() if resume else Earlier()
+        state = resume.state() if resume else ResumeState()
         session = self._live.open(
             self._options(start),
             decoder,
             session_id=resume.session if resume else None,
-            earlier=earlier,
+            resume_from=state,
         )
-        ready = self._ready(session, earlier.seq, resumed=False)
-        return Opening(session, [ready], earlier.seq)
+        ready = self._ready(session, state.seq, resumed=False)
+        return Opening(session, [ready], state.seq)
 
     def _options(self, start: Start) -> SessionOptions:
         models = self._live.models

@@ -11,7 +11,7 @@ from api.live.registry import LiveStreams
 from api.v1.requests import MAX_ERROR_CHARS, ProcessRequest
 from speech.errors import InvalidRequest, SpeechError
 from speech.live.events import Event
-from speech.live.intake import intake
+from speech.live.intake import stream_decoder
 from speech.live.session import LiveSession, SessionOptions
 
 SAMPLE_RATE_V1 = 16_000
@@ -55,7 +55,7 @@ class V1Stream:
                 transcribe=tra.options(),
                 emotion_model=self._live.emotion_model() if emotion else None,
             )
-            session = self._live.open(options, intake("pcm_s16le", SAMPLE_RATE_V1))
+            session = self._live.open(options, stream_decoder("pcm_s16le", SAMPLE_RATE_V1))
         except SpeechError as error:
             raise type(error)(f"Failed to initialize streaming: {error.message}") from None
         return Opening(session)

@@ -218,11 +218,11 @@ class LaneStream:
         self._utterance_samples += len(samples)
         return await self._call("feed", audio)
 
-    async def finish(self, quiet_s: float = 0.0) -> tuple[Word, ...]:
+    async def finish(self, trailing_silence_s: float = 0.0) -> tuple[Word, ...]:
         """See the port; raises what :meth:`feed` does."""
         if not self._utterance:
             return ()
-        words = await self._call("finish", b"", quiet_s)
+        words = await self._call("finish", b"", trailing_silence_s)
         self._forget()
         return words
 

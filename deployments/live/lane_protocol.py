@@ -6,7 +6,7 @@ so that a replay feeds exactly the samples of the first time. Per stream one cal
 time:
 
 - ``[stream, "open", model, hotwords]``, ``[stream, "feed", audio]`` and
-  ``[stream, "finish", audio, quiet_s]`` (which feeds first) are answered by
+  ``[stream, "finish", audio, trailing_silence_s]`` (which feeds first) are answered by
   ``[stream, words, None]`` or ``[stream, [], error]``;
 - ``[stream, "close"]`` is not answered and may come at any time.
 

@@ -118,8 +118,8 @@ class _LaneStreams:
                 task.add_done_callback(lambda _: self._streams.pop(stream, None))
             case [int(stream), "feed", bytes(audio)]:
                 self._streams[stream][1].put_nowait((audio, None))
-            case [int(stream), "finish", bytes(audio), float(quiet_s)]:
-                self._streams[stream][1].put_nowait((audio, quiet_s))
+            case [int(stream), "finish", bytes(audio), float(trailing_silence_s)]:
+                self._streams[stream][1].put_nowait((audio, trailing_silence_s))
             case [int(stream), "close"]:
                 if stream in self._streams:
                     self._streams[stream][0].cancel()

@@ -152,9 +152,9 @@ class LocalStream:
             words = await self._step(samples[first : first + _LONGEST_STEP])
         return words
 
-    async def finish(self, quiet_s: float = 0.0) -> tuple[Word, ...]:
+    async def finish(self, trailing_silence_s: float = 0.0) -> tuple[Word, ...]:
         """See the port. Raises EngineFailed, Cancelled."""
-        trailing_silence = round(quiet_s * SAMPLE_RATE)
+        trailing_silence = round(trailing_silence_s * SAMPLE_RATE)
         return await self._step(_NO_SAMPLES, finish=True, trailing_silence=trailing_silence)
 
     async def close(self) -> None:

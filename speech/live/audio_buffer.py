@@ -7,7 +7,7 @@ import numpy as np
 from speech.audio import Samples
 
 
-class Tape:
+class AudioBuffer:
     """Samples by their position in the stream; ``len`` is the length of the whole stream."""
 
     def __init__(self) -> None:

@@ -31,15 +31,15 @@ class SpeechStart:
 class Utterance:
     """A finished utterance [begin, end).
 
-    ``known`` is how far the stream was heard when its end was found, the last ``quiet`` samples of
-    it without speech. ``spoken`` is False where nobody spoke in it; after one that was ``cut`` the
-    next begins at ``end`` without a gap.
+    ``detected_at`` is the position of the stream at which its end was detected; the last
+    ``trailing_silence`` samples before that hold no speech. ``spoken`` is False where nobody spoke
+    in it; after one that was ``cut`` the next begins at ``end`` without a gap.
     """
 
     begin: int
     end: int
-    known: int
-    quiet: int = 0
+    detected_at: int
+    trailing_silence: int = 0
     spoken: bool = True
     cut: bool = False
 

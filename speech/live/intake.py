@@ -53,7 +53,7 @@ _MAX_OPUS_CHANNELS = 2
 _NOTHING: Samples = np.empty(0, np.float32)
 
 
-class Intake(Protocol):
+class StreamDecoder(Protocol):
     """Turns the bytes of one stream into float32 mono samples at 16 kHz, in [-1, 1]."""
 
     async def feed(self, data: bytes) -> Samples:
@@ -73,21 +73,23 @@ class Intake(Protocol):
         ...
 
 
-def intake(encoding: str, sample_rate: int = SAMPLE_RATE, channels: int = 1) -> Intake:
-    """The intake for an encoding; ``opus`` says its rate and channels itself.
+def stream_decoder(
+    encoding: str, sample_rate: int = SAMPLE_RATE, channels: int = 1
+) -> StreamDecoder:
+    """The decoder for an encoding; ``opus`` says its rate and channels itself.
 
     Raises InvalidRequest.
     """
     match encoding:
         case "pcm_s16le" | "pcm_f32le":
-            return PcmIntake(encoding, sample_rate, channels)
+            return PcmDecoder(encoding, sample_rate, channels)
         case "opus":
-            return ContainerIntake()
+            return ContainerDecoder()
     known = ", ".join(get_args(Encoding))
     raise InvalidRequest(f"encoding {encoding!r} is not known, it must be one of {known}")
 
 
-class PcmIntake:
+class PcmDecoder:
     """Headerless PCM, little-endian, channels interleaved and mixed evenly to mono.
 
     Frames may be split anywhere: the bytes of an incomplete sample wait for the next ``feed``.
@@ -113,7 +115,7 @@ class PcmIntake:
         self._rest = b""
 
     async def feed(self, data: bytes) -> Samples:
-        """See :class:`Intake`; costs microseconds, so it runs in line."""
+        """See :class:`StreamDecoder`; costs microseconds, so it runs in line."""
         data = self._rest + data
         whole = len(data) - len(data) % (self._dtype.itemsize * self._channels)
         self._rest = data[whole:]
@@ -130,15 +132,15 @@ class PcmIntake:
         return np.concatenate(pieces)
 
     async def flush(self) -> Samples:
-        """See :class:`Intake`; the bytes of an incomplete sample are dropped."""
+        """See :class:`StreamDecoder`; the bytes of an incomplete sample are dropped."""
         self._rest = b""
         return self._resampler.finish()
 
     async def close(self) -> None:
-        """See :class:`Intake`."""
+        """See :class:`StreamDecoder`."""
 
 
-class ContainerIntake:
+class ContainerDecoder:
     """Opus in Ogg or WebM, as the MediaRecorder of a browser sends it, split anywhere.
 
     FFmpeg pulls while a socket pushes, so FFmpeg runs in a thread that begins with the first byte.
@@ -152,22 +154,22 @@ class ContainerIntake:
         self._thread: threading.Thread | None = None
 
     async def feed(self, data: bytes) -> Samples:
-        """See :class:`Intake`."""
+        """See :class:`StreamDecoder`."""
         if not data:
             return _NOTHING
         if self._thread is None:
             self._thread = threading.Thread(
-                target=_decode, args=(self._pipe,), name="intake", daemon=True
+                target=_decode, args=(self._pipe,), name="stream-decoder", daemon=True
             )
             self._thread.start()
         return await self._pipe.put(data)
 
     async def flush(self) -> Samples:
-        """See :class:`Intake`."""
+        """See :class:`StreamDecoder`."""
         return _NOTHING if self._thread is None else await self._pipe.put(b"", last=True)
 
     async def close(self) -> None:
-        """See :class:`Intake`; the thread is gone afterwards."""
+        """See :class:`StreamDecoder`; the thread is gone afterwards."""
         if self._thread is not None:
             await self._pipe.close()
             self._thread.join()  # it has said its last word: this takes microseconds

@@ -20,7 +20,7 @@ class _Entry:
     expiry: asyncio.TimerHandle | None = None
 
 
-class Sessions:
+class SessionRegistry:
     """At most ``max_sessions`` streams, and as many sockets.
 
     A session outlives its socket by ``retention_s`` if its dialect can resume; one that drops for

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from speech.audio import SAMPLE_RATE, Audio, Samples
 from speech.errors import SpeechError, StreamTooLong, TooFarAhead
 from speech.live.agreement import Agreement, next_pass_s
-from speech.live.audio_buffer import Tape
+from speech.live.audio_buffer import AudioBuffer
 from speech.live.endpointing import (
     Endpointer,
     EndpointOptions,
@@ -30,7 +30,7 @@ from speech.live.endpointing import (
     Utterance,
 )
 from speech.live.events import Event, EventLog, Kind
-from speech.live.intake import Intake
+from speech.live.intake import StreamDecoder
 from speech.live.speakers import OnlineSpeakers
 from speech.ports import (
     DecodedAudio,
@@ -110,7 +110,7 @@ class SessionOptions:
         return self.model if self.streaming else self.partial_model
 
 
-_Item = bytes | Command | Intake | tuple[SessionOptions, Intake]
+_Item = bytes | Command | StreamDecoder | tuple[SessionOptions, StreamDecoder]
 
 
 @dataclass(slots=True)
@@ -144,7 +144,7 @@ class LivePorts:
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
+class ResumeState:
     """What a session that is gone has told of a stream which goes on in another one.
 
     The finals of its ``utterances`` reach to ``end_s``, its last event was ``seq``. ``voices`` has
@@ -169,54 +169,54 @@ class LiveSession:
         session_id: str,
         options: SessionOptions,
         ports: LivePorts,
-        intake: Intake,
+        decoder: StreamDecoder,
         limits: SessionLimits | None = None,
         *,
-        earlier: Earlier | None = None,
+        resume_from: ResumeState | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        earlier = earlier or Earlier()
+        resume_from = resume_from or ResumeState()
         self.id = session_id
         self.options = options
         self._ports = ports
-        self._intake = intake
+        self._decoder = decoder
         self._limits = limits or SessionLimits()
-        self._offset_s = earlier.end_s
+        self._offset_s = resume_from.end_s
         self._clock = clock
         self._inbox: deque[tuple[float, _Item]] = deque()
         self._pending_bytes = 0
-        self._offered = (earlier.end_s, 0)
+        self._offered = (resume_from.end_s, 0)
         self._arrived = asyncio.Event()
-        self._log = EventLog(earlier.seq + 1)
+        self._log = EventLog(resume_from.seq + 1)
         self._vad = ports.voice_activity(options.endpointing)
-        self._tape = Tape()
+        self._buffer = AudioBuffer()
         self._segmenter = self._new_segmenter()
         self._arrivals: deque[tuple[int, float]] = deque()
         self._stream: RecognizerStream | None = None
         self._fed = 0
-        self._told_s = earlier.end_s
-        self.heard_frames = 0
+        self._told_s = resume_from.end_s
+        self.processed_frames = 0
         self._refused: SpeechError | None = None
         self._freed = False
         self._ending = False
-        self._utterance = self._turn_utterance = earlier.utterances
+        self._utterance = self._turn_utterance = resume_from.utterances
         self._turn = 0
         self._turn_begin = 0
         self._partial_text = ""
         self._agreement = Agreement()
         self._rerecognition: _Rerecognition | None = None
         self._finals: asyncio.Queue[Callable[[], Any] | None] = asyncio.Queue(WAITING_FINALS)
-        self._speakers = OnlineSpeakers(earlier.voices)
+        self._speakers = OnlineSpeakers(resume_from.voices)
 
     def _new_segmenter(self) -> Segmenter:
         if self.options.cut_in_pauses:
             return PauseCutter(self.options.endpointing.max_utterance_s)
-        return Endpointer(self.options.endpointing, len(self._tape))
+        return Endpointer(self.options.endpointing, len(self._buffer))
 
     @property
     def received_s(self) -> float:
         """Seconds of the stream that were heard, those before this session included."""
-        return self._offset_s + len(self._tape) / SAMPLE_RATE
+        return self._offset_s + len(self._buffer) / SAMPLE_RATE
 
     @property
     def audio_from_s(self) -> float:
@@ -246,7 +246,7 @@ class LiveSession:
         if self._put(data):
             self._offered = (self._offered[0], self._offered[1] + len(data))
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until less than half of what may wait does; for who can slow the client down."""
         bounds = self._limits
         while (
@@ -256,21 +256,21 @@ class LiveSession:
             bounds.pending.freed.clear()
             await bounds.pending.freed.wait()
 
-    def change_intake(self, intake: Intake) -> None:
+    def replace_decoder(self, decoder: StreamDecoder) -> None:
         """What follows begins anew, in another encoding or after a dropped socket."""
         self._offered = (self.audio_from_s, 0)
-        self._put(intake)
+        self._put(decoder)
 
     def finalize(self) -> None:
         """End the utterance that is going on as if a pause had been heard."""
         self._put("finalize")
 
-    def change(self, options: SessionOptions, intake: Intake) -> None:
+    def change(self, options: SessionOptions, decoder: StreamDecoder) -> None:
         """What follows is heard in another way; an utterance that is going on ends here.
 
         ``endpointing.webrtc_mode`` stays.
         """
-        self._put((options, intake))
+        self._put((options, decoder))
 
     def commit(self) -> None:
         """End the turn here, also one in which nothing was said."""
@@ -323,7 +323,7 @@ class LiveSession:
         finally:
             await _cancelled(finisher)
             await self._free()
-        end = len(self._tape)
+        end = len(self._buffer)
         if self._refused is not None:
             self._say("error", end, end, text=self._refused.message, code=self._refused.code)
         self._say("done", end, end)
@@ -345,7 +345,7 @@ class LiveSession:
         if self._stream is not None:
             with contextlib.suppress(SpeechError):
                 await self._stream.close()
-        await self._intake.close()
+        await self._decoder.close()
 
     def _put(self, item: _Item) -> bool:
         """Whether it is in the inbox; nothing is taken after the end. Raises TooFarAhead."""
@@ -376,18 +376,18 @@ class LiveSession:
             elif item == "drain":
                 draining = True
             elif item == "end":
-                await self._take(await self._intake.flush(), arrived)
+                await self._take(await self._decoder.flush(), arrived)
                 break
             elif isinstance(item, bytes):
-                await self._take(await self._intake.feed(item), arrived)
-                self.heard_frames += frames
+                await self._take(await self._decoder.feed(item), arrived)
+                self.processed_frames += frames
                 self._say_progress()
             elif isinstance(item, tuple):
-                options, intake = item
-                await self._replace_intake(intake, arrived)
+                options, decoder = item
+                await self._replace_decoder(decoder, arrived)
                 await self._change(options)
             else:
-                await self._replace_intake(item, arrived)
+                await self._replace_decoder(item, arrived)
             if self._refused is not None:
                 break
         await self._finalize()
@@ -395,10 +395,10 @@ class LiveSession:
             self._end_turn("turn")
         await self._finals.put(None)
 
-    async def _replace_intake(self, intake: Intake, arrived: float) -> None:
-        await self._take(await self._intake.flush(), arrived)
-        await self._intake.close()
-        self._intake = intake
+    async def _replace_decoder(self, decoder: StreamDecoder, arrived: float) -> None:
+        await self._take(await self._decoder.flush(), arrived)
+        await self._decoder.close()
+        self._decoder = decoder
 
     async def _change(self, options: SessionOptions) -> None:
         await self._finalize()
@@ -413,14 +413,14 @@ class LiveSession:
 
     async def _commit(self, arrived: float) -> None:
         turn = self._turn
-        await self._take(await self._intake.flush(), arrived)
+        await self._take(await self._decoder.flush(), arrived)
         await self._finalize()
         if self._turn == turn:
             self._end_turn("turn")
 
     async def _clear(self, arrived: float) -> None:
-        await self._take(await self._intake.flush(), arrived)
-        if self._segmenter.finish(len(self._tape)):
+        await self._take(await self._decoder.flush(), arrived)
+        if self._segmenter.finish(len(self._buffer)):
             if self._stream is not None:
                 await self._stream.finish()
             await self._stop_rerecognition()
@@ -429,7 +429,7 @@ class LiveSession:
         self._forget()
 
     def _end_turn(self, kind: Literal["turn", "cleared"], end: int | None = None) -> None:
-        end = len(self._tape) if end is None else end
+        end = len(self._buffer) if end is None else end
         self._say(kind, self._turn_begin, end, turn=self._turn, utterance=self._utterance)
         self._turn, self._turn_begin, self._turn_utterance = self._turn + 1, end, self._utterance
 
@@ -466,7 +466,7 @@ class LiveSession:
         every_s = self.options.progress_s
         if every_s is not None and self.received_s - self._told_s >= every_s:
             self._told_s = self.received_s
-            self._say("progress", len(self._tape), len(self._tape))
+            self._say("progress", len(self._buffer), len(self._buffer))
 
     def _waits(self, size: int) -> None:
         self._pending_bytes += size
@@ -475,7 +475,7 @@ class LiveSession:
             self._limits.pending.freed.set()
 
     async def _take(self, samples: Samples, arrived: float) -> None:
-        room = round(self._limits.max_stream_s * SAMPLE_RATE) - len(self._tape)
+        room = round(self._limits.max_stream_s * SAMPLE_RATE) - len(self._buffer)
         if len(samples) > room:
             longest = self._limits.max_stream_s
             self._refused = StreamTooLong(f"a stream has at most {longest:g} seconds")
@@ -483,25 +483,25 @@ class LiveSession:
         block = round(BLOCK_S * SAMPLE_RATE)
         for first in range(0, len(samples), block):
             piece = samples[first : first + block]
-            self._tape.append(piece)
-            self._arrivals.append((len(self._tape), arrived))
+            self._buffer.append(piece)
+            self._arrivals.append((len(self._buffer), arrived))
             probabilities = await self._vad.feed(piece)
             for mark in self._segmenter.feed(probabilities.tolist()):
                 await self._follow(mark)
             await self._hear_utterance()
-            too_long = len(self._tape) - self._turn_begin >= MAX_TURN_S * SAMPLE_RATE
+            too_long = len(self._buffer) - self._turn_begin >= MAX_TURN_S * SAMPLE_RATE
             if too_long and self.options.turns == "pause" and self._segmenter.begin is not None:
                 await self._finalize()
             self._forget()
 
     async def _finalize(self) -> None:
-        for mark in self._segmenter.finish(len(self._tape)):
+        for mark in self._segmenter.finish(len(self._buffer)):
             await self._follow(mark)
         self._forget()
 
     def _forget(self) -> None:
         """Drop what no utterance can reach any more."""
-        self._tape.drop(self._segmenter.keep_from)
+        self._buffer.drop(self._segmenter.keep_from)
         while self._arrivals and self._arrivals[0][0] <= self._segmenter.keep_from:
             self._arrivals.popleft()
 
@@ -529,10 +529,10 @@ class LiveSession:
         if begin is None or self.options.cut_in_pauses:
             return
         if self._stream is not None:
-            until = len(self._tape)
+            until = len(self._buffer)
             if until == self._fed:
                 return
-            words = await self._stream.feed(self._tape.cut(self._fed, until))
+            words = await self._stream.feed(self._buffer.cut(self._fed, until))
             self._fed = until
             if self.options.turns:
                 # The last word may still grow.
@@ -542,7 +542,7 @@ class LiveSession:
         elif self.options.partials:
             if self._rerecognition is None:
                 self._rerecognition = _Rerecognition(self, self._utterance, begin, self._agreement)
-            self._rerecognition.heard(len(self._tape))
+            self._rerecognition.heard(len(self._buffer))
 
     async def _end_utterance(self, mark: Utterance) -> None:
         number, self._utterance = self._utterance, self._utterance + 1
@@ -553,14 +553,14 @@ class LiveSession:
         heard: tuple[Word, ...] | None = None
         if self._stream is not None and not self.options.cut_in_pauses:
             # To where the end was known, so that the size of frames changes no word.
-            if self._fed < mark.known:
-                await self._stream.feed(self._tape.cut(self._fed, mark.known))
-            words = await self._stream.finish(mark.quiet / SAMPLE_RATE)
+            if self._fed < mark.detected_at:
+                await self._stream.feed(self._buffer.cut(self._fed, mark.detected_at))
+            words = await self._stream.finish(mark.trailing_silence / SAMPLE_RATE)
             self._fed = mark.end
             if self.options.streaming:
                 heard = _before(agreement.final(words), mark, agreement)
         await self._stop_rerecognition()
-        samples = self._tape.cut(mark.begin, mark.end)
+        samples = self._buffer.cut(mark.begin, mark.end)
         arrived, turn, options = self._arrival(mark.end), self._turn, self.options
 
         async def finish() -> None:
@@ -661,7 +661,7 @@ class LiveSession:
 
     def part(self, begin: int, end: int) -> Samples:
         """Samples of the stream that are still held."""
-        return self._tape.cut(begin, end)
+        return self._buffer.cut(begin, end)
 
     def _placed(self, words: tuple[Word, ...], begin: int) -> tuple[Word, ...]:
         at = self._offset_s + begin / SAMPLE_RATE

@@ -37,7 +37,7 @@ class TurnTranscript:
     failure: Event | None = None
 
 
-class Turns:
+class TurnAssembler:
     """Follows the events of a session. Turns are told one after the other.
 
     Words of an utterance that goes on wait until all before it are final.
@@ -54,7 +54,7 @@ class Turns:
         self._text = ""
         self._failure: Event | None = None
 
-    def hear(self, event: Event) -> Iterator[Delta | TurnTranscript]:
+    def process(self, event: Event) -> Iterator[Delta | TurnTranscript]:
         """What an event brings."""
         match event.kind:
             case "partial":

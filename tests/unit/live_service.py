@@ -204,7 +204,7 @@ class EarStream:
         self._heard = np.concatenate((self._heard, samples))
         return numbers_in(self._heard)
 
-    async def finish(self, quiet_s: float = 0.0) -> tuple[Word, ...]:
+    async def finish(self, trailing_silence_s: float = 0.0) -> tuple[Word, ...]:
         heard, self._heard = self._heard, silence(0)
         return numbers_in(heard)
 

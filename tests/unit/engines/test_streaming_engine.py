@@ -134,15 +134,18 @@ async def test_the_size_of_a_chunk_changes_nothing(
         assert await heard(stream, audio) == words
 
 
-@pytest.mark.parametrize("quiet_s", [0.1, 0.35, 0.6, 2.0])
+@pytest.mark.parametrize("silence_s", [0.1, 0.35, 0.6, 2.0])
 async def test_silence_that_was_heard_is_not_made_up_once_more(
-    recognizer: LocalRecognizer, spoken: list[Clip], expected: list[Words], quiet_s: float
+    recognizer: LocalRecognizer,
+    spoken: list[Clip],
+    expected: list[Words],
+    silence_s: float,
 ) -> None:
     stream = await recognizer.open(MODEL)
-    quiet = np.zeros(round(quiet_s * SAMPLE_RATE), np.float32)
+    quiet = np.zeros(round(silence_s * SAMPLE_RATE), np.float32)
     for clip, words in zip(spoken[:3], expected[:3], strict=True):
         await stream.feed(np.concatenate((clip.samples, quiet)))
-        found = await stream.finish(quiet_s)
+        found = await stream.finish(silence_s)
         assert [word.text for word in found] == [word.text for word in words]
 
 

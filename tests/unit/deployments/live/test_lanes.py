@@ -56,7 +56,7 @@ class EchoRecognizer:
         self.open_streams = 0
         self.opened: list[tuple[str, str | None]] = []
         self.fed = 0
-        self.quiet_s: list[float] = []
+        self.trailing_silence_s: list[float] = []
         self.answers = asyncio.Event()
         self.answers.set()
         self.die: Callable[[], Awaitable[None]] | None = None
@@ -86,8 +86,8 @@ class EchoStream:
         self.values += samples.tolist()
         return self._words()
 
-    async def finish(self, quiet_s: float = 0.0) -> tuple[Word, ...]:
-        self.engine.quiet_s.append(quiet_s)
+    async def finish(self, trailing_silence_s: float = 0.0) -> tuple[Word, ...]:
+        self.engine.trailing_silence_s.append(trailing_silence_s)
         words, self.values = self._words(), []
         return words
 
@@ -210,7 +210,7 @@ async def test_a_stream_returns_its_words_utterance_by_utterance(replicas: Repli
     assert await stream.feed(audio(1)) == (Word("1.0", 0, 1, 0.5),)
     assert word_values(await stream.feed(audio(2, 0.1))) == [1, 2, np.float32(0.1)]
     assert len(await stream.finish(0.75)) == 3
-    assert engine.quiet_s == [0.75]
+    assert engine.trailing_silence_s == [0.75]
     assert await stream.finish() == ()
     assert word_values(await stream.feed(audio(4))) == [4]
     await stream.close()

@@ -105,7 +105,7 @@ def test_a_cut_in_the_pause_that_goes_on_leaves_a_silent_utterance_of_some_lengt
     heard = sound((SPEECH, 14.4), (SILENCE, 1))
     first, second = utterances(finished(Endpointer(EndpointOptions()), heard))
     assert first.cut
-    assert first.end == second.begin < second.end <= second.known
+    assert first.end == second.begin < second.end <= second.detected_at
 
 
 def test_speech_without_a_pause_is_cut_where_speech_is_least_likely():

@@ -20,11 +20,11 @@ from speech.errors import AudioTooLong, InvalidRequest, TooManyChannels, Unsuppo
 from speech.live.intake import (
     MAX_BYTES_WITHOUT_AUDIO,
     MAX_SECONDS_PER_FEED,
-    ContainerIntake,
-    Intake,
+    ContainerDecoder,
+    PcmDecoder,
     PcmEncoding,
-    PcmIntake,
-    intake,
+    StreamDecoder,
+    stream_decoder,
 )
 from tests.unit.sound_files import TONE_RMS, assert_is_tone, encode, level, to_s16, tone, wav
 
@@ -36,7 +36,7 @@ def pieces(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-async def heard(stream: Intake, chunks: Iterable[bytes]) -> Samples:
+async def heard(stream: StreamDecoder, chunks: Iterable[bytes]) -> Samples:
     """Everything a stream makes of these chunks."""
     try:
         samples = [await stream.feed(chunk) for chunk in chunks]
@@ -46,10 +46,10 @@ async def heard(stream: Intake, chunks: Iterable[bytes]) -> Samples:
 
 
 @asynccontextmanager
-async def container() -> AsyncIterator[ContainerIntake]:
+async def container() -> AsyncIterator[ContainerDecoder]:
     """A stream that must leave no thread behind."""
     threads = threading.active_count()
-    stream = ContainerIntake()
+    stream = ContainerDecoder()
     try:
         yield stream
     finally:
@@ -69,14 +69,14 @@ def recording(name: str, seconds: float = 2.0, **options: object) -> bytes:
 async def test_a_tone_of_any_rate_is_the_same_tone(encoding: PcmEncoding, rate: int) -> None:
     signal = tone(2.0, rate)
     data = (to_s16(signal) if encoding == "pcm_s16le" else signal).tobytes()
-    samples = await heard(PcmIntake(encoding, rate), pieces(data, 999))
+    samples = await heard(PcmDecoder(encoding, rate), pieces(data, 999))
     assert_is_tone(Audio(samples), 2.0, 0.0001, level_error=0.01)
 
 
 @pytest.mark.parametrize("rate", RATES)
 async def test_borders_of_chunks_cannot_be_heard(rate: int) -> None:
     signal = np.random.default_rng(rate).uniform(-0.5, 0.5, rate).astype(np.float32)
-    samples = await heard(PcmIntake("pcm_f32le", rate), pieces(signal.tobytes(), 1_001))
+    samples = await heard(PcmDecoder("pcm_f32le", rate), pieces(signal.tobytes(), 1_001))
     assert samples == pytest.approx(soxr.resample(signal, rate, SAMPLE_RATE), abs=1e-5)
 
 
@@ -93,11 +93,11 @@ async def test_no_sample_is_lost_or_doubled_wherever_frames_are_split(
 ) -> None:
     at = sorted(cuts)
     chunks = [data[a:b] for a, b in zip([0, *at], [*at, len(data)], strict=True)]
-    samples = await heard(PcmIntake(encoding, rate, channels), chunks)
+    samples = await heard(PcmDecoder(encoding, rate, channels), chunks)
     assert samples.dtype == np.float32
     assert np.isfinite(samples).all()
     assert np.abs(samples).max(initial=0.0) <= 1.0
-    whole = await heard(PcmIntake(encoding, rate, channels), [data])
+    whole = await heard(PcmDecoder(encoding, rate, channels), [data])
     assert samples == pytest.approx(whole, abs=1e-6)
     frames = len(data) // ((2 if encoding == "pcm_s16le" else 4) * channels)
     assert abs(len(samples) - frames * SAMPLE_RATE / rate) <= 0.5
@@ -106,7 +106,7 @@ async def test_no_sample_is_lost_or_doubled_wherever_frames_are_split(
 @pytest.mark.parametrize("rate", [8_000, 44_100])
 async def test_an_hour_does_not_drift(rate: int) -> None:
     chunk = np.zeros(10 * rate, np.int16).tobytes()
-    stream, total = PcmIntake("pcm_s16le", rate), 0
+    stream, total = PcmDecoder("pcm_s16le", rate), 0
     for _ in range(360):
         total += len(await stream.feed(chunk))
     assert abs(3600 * SAMPLE_RATE - total) < 0.2 * SAMPLE_RATE
@@ -118,7 +118,7 @@ async def test_floats_that_are_no_sound_do_no_lasting_harm(rate: int) -> None:
     signal = tone(1.0, rate)
     signal[: rate // 10] = np.nan
     signal[10:20], signal[20:30], signal[30:40] = np.inf, -np.inf, 3e38
-    samples = await heard(PcmIntake("pcm_f32le", rate), [signal.tobytes()])
+    samples = await heard(PcmDecoder("pcm_f32le", rate), [signal.tobytes()])
     assert np.isfinite(samples).all()
     assert np.abs(samples).max() <= 1.0
     assert level(samples) == pytest.approx(TONE_RMS, rel=0.01)
@@ -126,7 +126,7 @@ async def test_floats_that_are_no_sound_do_no_lasting_harm(rate: int) -> None:
 
 async def test_channels_are_mixed_evenly() -> None:
     pair = np.stack([tone(1.0, 16_000), np.zeros(16_000, np.float32)], axis=1)
-    samples = await heard(PcmIntake("pcm_f32le", 16_000, 2), pieces(pair.tobytes(), 333))
+    samples = await heard(PcmDecoder("pcm_f32le", 16_000, 2), pieces(pair.tobytes(), 333))
     assert samples == pytest.approx(pair[:, 0] / 2)
 
 
@@ -144,13 +144,13 @@ def test_what_cannot_be_taken_is_refused_with_what_can(
     encoding: str, rate: int, channels: int, said: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=said):
-        intake(encoding, rate, channels)
+        stream_decoder(encoding, rate, channels)
 
 
 @pytest.mark.parametrize("size", [1, 77, 4_096, 1_000_000])
 @pytest.mark.parametrize("name", CONTAINERS)
 async def test_opus_is_heard_however_it_is_split(name: str, size: int) -> None:
-    samples = await heard(intake("opus"), pieces(recording(name), size))
+    samples = await heard(stream_decoder("opus"), pieces(recording(name), size))
     assert_is_tone(Audio(samples), 2.0, 0.001, level_error=0.06)
 
 
@@ -168,19 +168,19 @@ async def test_opus_is_heard_while_it_arrives(name: str) -> None:
 
 async def test_a_picture_beside_the_sound_is_left_out() -> None:
     file = encode("matroska", "libopus", tone(2.0, 48_000), 48_000, video=True)
-    samples = await heard(intake("opus"), pieces(file, 500))
+    samples = await heard(stream_decoder("opus"), pieces(file, 500))
     assert_is_tone(Audio(samples), 2.0, 0.03, level_error=0.06)
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
 async def test_a_recorder_may_begin_anew_in_mid_stream(name: str) -> None:
-    samples = await heard(intake("opus"), pieces(recording(name) * 2, 700))
+    samples = await heard(stream_decoder("opus"), pieces(recording(name) * 2, 700))
     assert_is_tone(Audio(samples), 4.0, 0.02, level_error=0.06)
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
 async def test_what_was_not_transmitted_is_silence(name: str) -> None:
-    samples = await heard(intake("opus"), [recording(name, holes_s={1.0: 3.0})])
+    samples = await heard(stream_decoder("opus"), [recording(name, holes_s={1.0: 3.0})])
     assert len(samples) / SAMPLE_RATE == pytest.approx(5.0, abs=0.05)
     assert np.abs(samples[round(1.5 * SAMPLE_RATE) : round(3.5 * SAMPLE_RATE)]).max() < 0.01
     assert level(samples[4 * SAMPLE_RATE :]) == pytest.approx(TONE_RMS, rel=0.06)
@@ -189,7 +189,7 @@ async def test_what_was_not_transmitted_is_silence(name: str) -> None:
 @pytest.mark.parametrize("name", CONTAINERS)
 async def test_a_recording_that_breaks_off_is_heard_as_far_as_it_goes(name: str) -> None:
     file = recording(name)
-    samples = await heard(intake("opus"), pieces(file[: len(file) // 2], 100))
+    samples = await heard(stream_decoder("opus"), pieces(file[: len(file) // 2], 100))
     assert len(samples) / SAMPLE_RATE == pytest.approx(1.0, abs=0.3)
 
 
@@ -198,7 +198,7 @@ async def test_damage_in_the_middle_costs_no_more_than_itself(name: str) -> None
     file = bytearray(recording(name, 4.0))
     middle = len(file) // 2
     file[middle : middle + 200] = np.random.default_rng(3).bytes(200)
-    samples = await heard(intake("opus"), pieces(bytes(file), 100))
+    samples = await heard(stream_decoder("opus"), pieces(bytes(file), 100))
     assert len(samples) / SAMPLE_RATE == pytest.approx(4.0, abs=0.5)
 
 
@@ -328,13 +328,13 @@ async def test_every_code_of_g711_has_the_level_that_ffmpeg_gives_it(
     decoder = av.CodecContext.create(codec, "r")
     decoder.sample_rate, decoder.layout = SAMPLE_RATE, "mono"  # type: ignore[attr-defined]
     (frame,) = decoder.decode(av.Packet(codes))  # type: ignore[attr-defined]
-    samples = await heard(PcmIntake(encoding, SAMPLE_RATE), pieces(codes, 7))
+    samples = await heard(PcmDecoder(encoding, SAMPLE_RATE), pieces(codes, 7))
     assert (samples * 2**15).tolist() == frame.to_ndarray()[0].tolist()
 
 
 async def test_what_follows_a_flush_begins_anew() -> None:
     signal = np.random.default_rng(1).uniform(-0.5, 0.5, 24_000).astype(np.float32)
-    stream = PcmIntake("pcm_f32le", 24_000)
+    stream = PcmDecoder("pcm_f32le", 24_000)
     data = signal.tobytes()
     first = np.concatenate([await stream.feed(data + b"\0"), await stream.flush()])
     second = np.concatenate([await stream.feed(data), await stream.flush()])
@@ -344,7 +344,7 @@ async def test_what_follows_a_flush_begins_anew() -> None:
 
 async def test_a_frame_of_a_minute_lets_others_run_and_is_heard_as_small_ones_are() -> None:
     signal = np.random.default_rng(1).uniform(-0.5, 0.5, 60 * 48_000).astype(np.float32)
-    small = await heard(PcmIntake("pcm_f32le", 48_000), pieces(signal.tobytes(), 48_000))
+    small = await heard(PcmDecoder("pcm_f32le", 48_000), pieces(signal.tobytes(), 48_000))
     turns = 0
 
     async def run() -> None:
@@ -354,7 +354,7 @@ async def test_a_frame_of_a_minute_lets_others_run_and_is_heard_as_small_ones_ar
             await asyncio.sleep(0)
 
     other = asyncio.create_task(run())
-    whole = await heard(PcmIntake("pcm_f32le", 48_000), [signal.tobytes()])
+    whole = await heard(PcmDecoder("pcm_f32le", 48_000), [signal.tobytes()])
     other.cancel()
     assert turns > 40
     assert whole == pytest.approx(small, abs=1e-6)

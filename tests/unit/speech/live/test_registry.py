@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from speech.errors import Overloaded
-from speech.live.intake import intake
-from speech.live.registry import Sessions
+from speech.live.intake import stream_decoder
+from speech.live.registry import SessionRegistry
 from speech.live.session import LiveSession
 from tests.unit.speech.live.test_session import STREAMING, Ears, pcm, phrase, silence, until
 
@@ -23,11 +23,11 @@ def counts():
 
 @pytest.fixture
 def sessions(counts):
-    return Sessions(max_sessions=2, retention_s=60.0, observe=counts.append)
+    return SessionRegistry(max_sessions=2, retention_s=60.0, observe=counts.append)
 
 
 def begun(ears, sessions, name="one"):
-    session = LiveSession(name, STREAMING, ears.ports(), intake("pcm_s16le"))
+    session = LiveSession(name, STREAMING, ears.ports(), stream_decoder("pcm_s16le"))
     sessions.start(session)
     return session
 
@@ -69,7 +69,7 @@ async def test_a_session_waits_for_its_socket_to_come_back(ears, sessions):
 
 
 async def test_a_session_that_nobody_comes_back_for_is_given_up(ears):
-    sessions = Sessions(max_sessions=2, retention_s=0.01)
+    sessions = SessionRegistry(max_sessions=2, retention_s=0.01)
     session = begun(ears, sessions)
     await until(lambda: ears.open_streams)
     await sessions.leave(session, sessions.attach(session), resumable=True)

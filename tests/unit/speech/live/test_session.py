@@ -16,12 +16,12 @@ from speech.errors import EngineFailed, Overloaded, TooFarAhead
 from speech.live import session as session_module
 from speech.live.endpointing import EndpointOptions
 from speech.live.events import RETAINED_EVENTS
-from speech.live.intake import intake
+from speech.live.intake import stream_decoder
 from speech.live.session import (
-    Earlier,
     LivePorts,
     LiveSession,
     Pending,
+    ResumeState,
     SessionLimits,
     SessionOptions,
 )
@@ -67,7 +67,7 @@ class Ears:
     def __init__(self):
         self.open_streams = 0
         self.asked = []
-        self.quiet_s = []
+        self.trailing_silence_s = []
         self.answer = None
         self.hold = asyncio.Event()
         self.hold.set()
@@ -102,8 +102,8 @@ class Stream:
         self._heard.append(samples)
         return spoken(np.concatenate(self._heard))
 
-    async def finish(self, quiet_s=0.0):
-        self._ears.quiet_s.append(quiet_s)
+    async def finish(self, trailing_silence_s=0.0):
+        self._ears.trailing_silence_s.append(trailing_silence_s)
         heard, self._heard = self._heard, []
         return spoken(np.concatenate(heard)) if heard else ()
 
@@ -134,7 +134,7 @@ def ears():
 
 
 def session_of(ears, options=STREAMING, limits=None, **more):
-    return LiveSession("one", options, ears.ports(), intake("pcm_s16le"), limits, **more)
+    return LiveSession("one", options, ears.ports(), stream_decoder("pcm_s16le"), limits, **more)
 
 
 async def told(session, audio, *, frame=None, end=True):
@@ -176,7 +176,7 @@ TWO = pcm(silence(1), phrase(1, 2, 3), silence(1.5), phrase(4, 5), silence(1.5))
 
 async def test_the_recogniser_is_told_how_long_nobody_spoke(ears):
     await told(session_of(ears), pcm(silence(1), phrase(1, 2), silence(1.5), phrase(3)))
-    paused, at_the_end = ears.quiet_s
+    paused, at_the_end = ears.trailing_silence_s
     assert paused == pytest.approx(STREAMING.endpointing.silence_s, abs=0.05)
     assert at_the_end == pytest.approx(GAP_S, abs=0.05)
 
@@ -316,7 +316,7 @@ async def test_the_end_may_be_said_twice_and_audio_after_it_is_nothing(ears):
 
 
 async def test_a_session_goes_on_where_another_was(ears):
-    events = await told(session_of(ears, earlier=Earlier(100.0, 41, 7)), TWO)
+    events = await told(session_of(ears, resume_from=ResumeState(100.0, 41, 7)), TWO)
     assert min(e.seq for e in events) == 42
     assert [e.utterance for e in finals(events)] == [7, 8]
     assert finals(events)[0].words[0].start == pytest.approx(101, abs=0.01)
@@ -421,7 +421,7 @@ async def test_utterances_that_wait_for_a_slow_model_are_bounded(ears):
         session.offer(pcm(phrase(n), silence(1)))
     await turns(2000)
     waiting = session_module.WAITING_FINALS
-    assert session.heard_frames <= waiting + 5
+    assert session.processed_frames <= waiting + 5
     ears.hold.set()
     session.end()
     assert texts(await _collect(session)) == [str(n) for n in range(20)]
@@ -465,9 +465,9 @@ async def test_lag_is_the_time_since_the_last_sample_of_an_event_came(ears):
 
 async def test_the_next_audio_is_told_in_whole_samples(ears):
     pcm_format = session_module.PcmFormat(16_000, 2)
-    session = session_of(ears, replace(STREAMING, pcm=pcm_format), earlier=Earlier(10.0))
+    session = session_of(ears, replace(STREAMING, pcm=pcm_format), resume_from=ResumeState(10.0))
     session.offer(b"\0" * 32_001)
     assert session.audio_from_s == 11.0
-    session.change_intake(intake("pcm_s16le"))
+    session.replace_decoder(stream_decoder("pcm_s16le"))
     session.offer(b"\0" * 3200)
     assert session.audio_from_s == pytest.approx(11.1)

@@ -13,9 +13,9 @@ from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, TooFarAhead
 from speech.live import session as session_module
 from speech.live.endpointing import EndpointOptions
-from speech.live.intake import PcmIntake
+from speech.live.intake import PcmDecoder
 from speech.live.session import LiveSession, SessionLimits, SessionOptions
-from speech.live.turns import Delta, Turns, TurnTranscript
+from speech.live.turns import Delta, TurnAssembler, TurnTranscript
 from speech.transcript import Word
 from tests.unit.live_service import (
     STREAMING,
@@ -58,7 +58,7 @@ def ears() -> Ears:
 
 def session_of(ears: Ears, options: SessionOptions, **limits: Any) -> LiveSession:
     return LiveSession(
-        "one", options, ears.ports(), PcmIntake("pcm_s16le", SAMPLE_RATE), SessionLimits(**limits)
+        "one", options, ears.ports(), PcmDecoder("pcm_s16le", SAMPLE_RATE), SessionLimits(**limits)
     )
 
 
@@ -84,8 +84,8 @@ async def _collected(session: LiveSession) -> list[Any]:
 
 
 def told_of(events: list[Any]) -> Told:
-    turns = Turns()
-    return [told for event in events for told in turns.hear(event)]
+    turns = TurnAssembler()
+    return [told for event in events for told in turns.process(event)]
 
 
 async def told(session: LiveSession, *acts: Act) -> Told:
@@ -141,11 +141,11 @@ async def test_words_are_told_while_one_speaks(ears: Ears, options: SessionOptio
     events = await events_of(
         session_of(ears, by_client(options)), exact(say(*range(1, 31))), commit
     )
-    turns, before = Turns(), ""
+    turns, before = TurnAssembler(), ""
     for event in events:
         if event.kind == "turn":
             break
-        before += "".join(told.text for told in turns.hear(event))
+        before += "".join(told.text for told in turns.process(event))
     assert numbers(1, 30).startswith(before)
     assert len(before.split()) > 10
 
@@ -178,8 +178,8 @@ class Fickle(Ears):
         async def fed(samples: Samples) -> tuple[Word, ...]:
             return self._said(await feed(samples))
 
-        async def finished(quiet_s: float = 0.0) -> tuple[Word, ...]:
-            words = self._said(await finish(quiet_s))
+        async def finished(trailing_silence_s: float = 0.0) -> tuple[Word, ...]:
+            words = self._said(await finish(trailing_silence_s))
             self.utterances += 1
             return words
 
@@ -226,7 +226,7 @@ async def test_a_commit_has_all_the_audio_before_it_at_any_rate(ears: Ears, rate
     session = session_of(ears, by_client(FAST))
     noise = np.random.default_rng(1).uniform(0.1, 0.2, SAMPLE_RATE)
     audio = exact(soxr.resample(noise, SAMPLE_RATE, rate))
-    session.change(session.options, PcmIntake("pcm_s16le", rate))
+    session.change(session.options, PcmDecoder("pcm_s16le", rate))
     heard = await told(session, audio, commit, audio, commit)
     assert [t.seconds for t in transcripts(heard)] == pytest.approx([1.0, 1.0], abs=0.001)
 
@@ -256,7 +256,7 @@ async def test_finals_that_come_after_a_clear_are_not_told(ears: Ears) -> None:
 async def test_words_wait_until_all_before_them_are_final(ears: Ears) -> None:
     session = session_of(ears, by_client(FULL))
     running = asyncio.create_task(session.run())
-    turns, heard = Turns(), []
+    turns, heard = TurnAssembler(), []
     session.offer(exact(say(1, 2), silence(1.5)))
     ears.transcribing.shut()
     session.offer(exact(say(*range(3, 20))))
@@ -265,7 +265,7 @@ async def test_words_wait_until_all_before_them_are_final(ears: Ears) -> None:
     session.commit()
     session.end()
     async for event in session.events():
-        heard += turns.hear(event)
+        heard += turns.process(event)
     await running
     assert "".join(t.text for t in heard if isinstance(t, Delta)) == numbers(1, 19)
 
@@ -276,9 +276,9 @@ async def test_an_utterance_that_fails_is_told_and_the_stream_goes_on(ears: Ears
 
     running = asyncio.create_task(session.run())
     session.offer(exact(say(1), silence(1)))
-    turns, heard = Turns(), []
+    turns, heard = TurnAssembler(), []
     async for event in session.events():
-        heard += turns.hear(event)
+        heard += turns.process(event)
         if event.kind == "failed":
             ears.failure = None
             session.offer(exact(say(2), silence(1)))
@@ -294,7 +294,7 @@ async def test_other_options_are_for_what_follows(ears: Ears) -> None:
     other = replace(by_client(FULL), transcribe=replace(FULL.transcribe, language="ru"))
 
     def change(session: LiveSession) -> None:
-        session.change(other, PcmIntake("pcm_s16le", SAMPLE_RATE))
+        session.change(other, PcmDecoder("pcm_s16le", SAMPLE_RATE))
 
     session = session_of(ears, FAST)
     heard = await told(session, exact(say(1, 2)), change, exact(say(3), silence(2), say(4)), commit)
@@ -308,7 +308,7 @@ async def test_what_waits_is_heard_with_the_options_it_was_sent_for(ears: Ears) 
     session = session_of(ears, replace(FULL, partials=False))
     session.offer(exact(say(1), silence(1)))
     other = replace(FULL, model="other", partials=False)
-    session.change(other, PcmIntake("pcm_s16le", SAMPLE_RATE))
+    session.change(other, PcmDecoder("pcm_s16le", SAMPLE_RATE))
     session.offer(exact(say(2), silence(1)))
     session.end()
     running = asyncio.create_task(session.run())
@@ -320,7 +320,8 @@ async def test_what_waits_is_heard_with_the_options_it_was_sent_for(ears: Ears) 
 
 async def test_a_stream_is_reopened_only_for_another_model_or_hotwords(ears: Ears) -> None:
     def change(**fields: Any) -> Callable[[LiveSession], Any]:
-        return lambda s: s.change(replace(s.options, **fields), PcmIntake("pcm_s16le", SAMPLE_RATE))
+        decoder = PcmDecoder("pcm_s16le", SAMPLE_RATE)
+        return lambda s: s.change(replace(s.options, **fields), decoder)
 
     hotwords = replace(FAST.transcribe, hotwords="seven")
     endpointing = EndpointOptions(silence_s=2.0)
@@ -349,7 +350,7 @@ async def test_what_was_said_when_the_stream_ends_is_a_turn(ears: Ears, last: Ac
 
 
 async def test_commands_and_options_that_wait_are_bounded(ears: Ears) -> None:
-    for act in (commit, clear, lambda s: s.change(s.options, PcmIntake("pcm_s16le", 24_000))):
+    for act in (commit, clear, lambda s: s.change(s.options, PcmDecoder("pcm_s16le", 24_000))):
         session = session_of(ears, FAST, max_pending_bytes=10**5)
         with pytest.raises(TooFarAhead):
             _repeat(act, session)
