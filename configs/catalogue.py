@@ -1,6 +1,5 @@
 """The model catalogue: what every model id means, where its files come from and what serves it."""
 
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -98,7 +97,3 @@ class Catalogue(BaseModel):
     def find(self, name: str) -> ModelEntry | None:
         """The model of an id or alias, None if there is none."""
         return self._by_name.get(name)
-
-    def of_family(self, family: Family) -> Iterable[ModelEntry]:
-        """The models that one deployment can serve."""
-        return (m for m in self.models if m.family == family)

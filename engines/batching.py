@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Generic, TypeVar
 
-from speech.errors import Cancelled, Overloaded
+from speech.errors import Overloaded
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,7 +43,6 @@ class MicroBatcher(Generic[T, R]):
         self._waiting: dict[asyncio.Future[R], T] = {}  # in the order of their coming
         self._worker: asyncio.Task[None] | None = None
         self._next = float("-inf")
-        self._closed = False
 
     async def submit(self, item: T) -> R:
         """The result of one item; cancelled before it ran, it never runs.
@@ -51,8 +50,6 @@ class MicroBatcher(Generic[T, R]):
         Raises Overloaded when ``max_waiting`` items wait already, Cancelled after :meth:`close`,
         and what ``run`` says of the item.
         """
-        if self._closed:
-            raise Cancelled("nobody works here any more")
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{len(self._waiting)} pieces of work wait already")
         loop = asyncio.get_running_loop()
@@ -64,15 +61,6 @@ class MicroBatcher(Generic[T, R]):
             return await future
         finally:
             self._waiting.pop(future, None)
-
-    def close(self) -> None:
-        """Fail what waits with Cancelled and end the thread after the batch that it works on."""
-        self._closed = True
-        for future in self._waiting:
-            if not future.done():
-                future.set_exception(Cancelled("the work was given up"))
-        self._waiting.clear()
-        self._thread.shutdown(wait=False)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

@@ -185,25 +185,6 @@ class ModelCache(Generic[T]):
         self._collect()
         return dropped
 
-    def unload(self, key: str) -> bool:
-        """Drop one model; False if it is not loaded or somebody uses it."""
-        with self._changed:
-            entry = self._entries.get(key)
-            if entry is None or not entry.evictable:
-                return False
-            self._evict([key])
-            self._changed.notify_all()
-        del entry
-        self._collect()
-        return True
-
-    def clear(self) -> None:
-        """Forget every model; one in use goes when its users are done."""
-        with self._changed:
-            self._evict(list(self._entries))
-            self._changed.notify_all()
-        self._collect()
-
     def configure(self, max_models: int, idle_ttl_s: float) -> None:
         """Change the limits live; surplus models go now, those in use when they are done."""
         with self._changed:

@@ -51,14 +51,9 @@ class SpeakerEngine:
     async def embed(self, samples: Samples) -> NDArray[np.float32]:
         """A vector of length 1, float32 [dimensions], of mono samples at 16 kHz.
 
-        Of more than 30 s the middle 10 s are heard. Raises EngineFailed, Overloaded, and Cancelled
-        after :meth:`close`.
+        Of more than 30 s the middle 10 s are used. Raises EngineFailed, Overloaded.
         """
         return await self._batcher.submit(samples)
-
-    def close(self) -> None:
-        """Fail what waits, and what is asked later, with Cancelled."""
-        self._batcher.close()
 
     def _compute(self, batch: Sequence[Samples]) -> list[NDArray[np.float32] | EngineFailed]:
         try:

@@ -36,7 +36,6 @@ class LocalRecognizer:
         self._models: dict[str, asyncio.Task[_Model]] = {}
         self._streams = 0
         self._lag = _Lag()
-        self._closed = False
 
     def lag_s(self) -> float:
         """The longest that a stream waited for its words since this was last asked, in seconds."""
@@ -49,7 +48,6 @@ class LocalRecognizer:
 
     async def open(self, model: str, hotwords: str | None = None) -> "LocalStream":
         """A new stream. Raises Overloaded beyond ``max_streams``, and what ``load`` raises."""
-        self._check_open()
         if self._streams >= self._max_streams:
             raise Overloaded(f"{self._streams} streams are open already")
         self._streams += 1
@@ -59,14 +57,6 @@ class LocalRecognizer:
         except BaseException:
             self._freed()
             raise
-
-    def close(self) -> None:
-        """Let go of all models; what waits, and what is asked later, fails with Cancelled."""
-        self._closed = True
-        for task in self._models.values():
-            if task.done():
-                task.result().batcher.close()
-        self._models.clear()
 
     async def _model(self, name: str) -> "_Model":
         task = self._models.get(name)
@@ -78,7 +68,6 @@ class LocalRecognizer:
     async def _loaded(self, name: str) -> "_Model":
         try:
             engine = await asyncio.to_thread(self._load, name)
-            self._check_open()
         except BaseException:
             self._models.pop(name, None)  # the next stream tries again
             raise
@@ -87,10 +76,6 @@ class LocalRecognizer:
             engine,
             MicroBatcher(engine.step, max_batch=batch, tick_s=self._tick_s, max_waiting=batch),
         )
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Cancelled("the recogniser is closed")
 
     def _freed(self) -> None:
         self._streams -= 1

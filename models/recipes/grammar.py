@@ -24,11 +24,6 @@ _NOT_WORD = re.compile(r"[^\w']+|_")
 _HELDOUT_SHARE = 0.1
 
 
-def topics(language: Language) -> tuple[str, ...]:
-    """Names of the groups of sentences: a dialogue draws its lines by topic."""
-    return tuple(_GRAMMARS[language].TOPICS)
-
-
 def sentences(
     language: Language, split: Split, n: int, seed: int, topic: str | None = None
 ) -> list[str]:

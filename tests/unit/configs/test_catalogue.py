@@ -38,7 +38,7 @@ def test_an_unknown_name_is_no_model(catalogue: Catalogue) -> None:
 
 def test_every_family_has_a_demo_model_that_lies_in_the_repository(catalogue: Catalogue) -> None:
     for family in ("whisper", "vosk", "emotion", "diarization"):
-        demo = [m for m in catalogue.of_family(family) if m.id.startswith("demo-")]
+        demo = [m for m in catalogue.models if m.family == family and m.id.startswith("demo-")]
         assert demo
         assert all(str(m.source.path).startswith("models/demo/") for m in demo)
 

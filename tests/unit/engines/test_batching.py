@@ -1,6 +1,7 @@
 """Micro-batches: who goes together, who waits, and what one failure does to the others."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.batching import MicroBatcher
-from speech.errors import Cancelled, EngineFailed, Overloaded
+from speech.errors import EngineFailed, Overloaded
 
 WAIT_S = 30.0
 
@@ -59,7 +60,6 @@ async def test_what_comes_at_once_goes_together_and_each_gets_its_own_result() -
     batcher = MicroBatcher(mill, max_batch=10)
     assert await asyncio.gather(*map(batcher.submit, range(5))) == [0, 2, 4, 6, 8]
     assert mill.batches == [[0, 1, 2, 3, 4]]
-    batcher.close()
 
 
 async def test_what_waits_while_the_thread_is_busy_goes_together(busy: Mill) -> None:
@@ -69,7 +69,6 @@ async def test_what_waits_while_the_thread_is_busy_goes_together(busy: Mill) -> 
     busy.gate.set()
     assert await asyncio.gather(first, *others) == [2, 4, 6, 8, 10]
     assert busy.batches == [[1], [2, 3, 4], [5]]
-    batcher.close()
 
 
 async def test_a_tick_gathers_though_the_thread_is_free() -> None:
@@ -81,7 +80,6 @@ async def test_a_tick_gathers_though_the_thread_is_free() -> None:
     assert await batcher.submit(3) == 6
     assert await early[0] == 4
     assert mill.batches == [[1], [2, 3]]
-    batcher.close()
 
 
 async def test_a_thread_that_works_long_gathers_longer() -> None:
@@ -98,7 +96,6 @@ async def test_a_thread_that_works_long_gathers_longer() -> None:
     assert await batcher.submit(3) == 6
     assert await early[0] == 4
     assert mill.batches == [[1], [2, 3]]
-    batcher.close()
 
 
 async def test_more_than_may_wait_is_refused_until_there_is_room(busy: Mill) -> None:
@@ -110,7 +107,6 @@ async def test_more_than_may_wait_is_refused_until_there_is_room(busy: Mill) -> 
     busy.gate.set()
     assert await asyncio.gather(first, *others) == [2, 4, 6]
     assert await batcher.submit(5) == 10
-    batcher.close()
 
 
 async def test_what_is_cancelled_before_it_ran_never_runs_and_makes_room(busy: Mill) -> None:
@@ -124,7 +120,6 @@ async def test_what_is_cancelled_before_it_ran_never_runs_and_makes_room(busy: M
     assert await asyncio.gather(first, third, fourth) == [2, 6, 8]
     assert busy.batches == [[1], [3, 4]]
     assert second.cancelled()
-    batcher.close()
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
@@ -142,7 +137,6 @@ async def test_what_is_cancelled_just_before_the_thread_gets_it_never_runs(turns
     assert doomed.cancelled()
     assert await batcher.submit(2) == 4
     assert mill.batches == [[2]]
-    batcher.close()
 
 
 async def test_cancelling_what_runs_leaves_the_others_their_results(busy: Mill) -> None:
@@ -153,7 +147,6 @@ async def test_cancelling_what_runs_leaves_the_others_their_results(busy: Mill) 
     busy.gate.set()
     assert await second == 4
     assert first.cancelled()
-    batcher.close()
 
 
 async def test_an_exception_among_the_results_fails_its_item_alone() -> None:
@@ -162,7 +155,6 @@ async def test_an_exception_among_the_results_fails_its_item_alone() -> None:
     assert outcomes[0] == 2
     assert isinstance(outcomes[1], EngineFailed)
     assert outcomes[2] == 4
-    batcher.close()
 
 
 @pytest.mark.parametrize("answer", ["raises", "one too few", "one too many"])
@@ -179,30 +171,15 @@ async def test_a_batch_that_fails_fails_all_of_it_and_nothing_after_it(answer: s
     outcomes = await asyncio.wait_for(together, WAIT_S)
     assert all(isinstance(outcome, Exception) for outcome in outcomes)
     assert await batcher.submit(4) == 4
-    batcher.close()
 
 
-async def test_closing_gives_up_what_waits_and_lets_what_runs_end(busy: Mill) -> None:
-    batcher = MicroBatcher(busy, max_batch=10)
-    first = await under_way(batcher, busy)
-    second, third = await waiting(batcher, 2, 3)
-    third.cancel()
-    batcher.close()
-    with pytest.raises(Cancelled):
-        await second
-    with pytest.raises(Cancelled):
-        await batcher.submit(4)
-    busy.gate.set()
-    assert await first == 2
-    assert busy.batches == [[1]]
-
-
-async def test_closing_ends_the_thread() -> None:
+async def test_the_thread_ends_with_the_last_reference_to_its_batcher() -> None:
     before = set(threading.enumerate())
     batcher = MicroBatcher(Mill(), max_batch=1)
     await batcher.submit(1)
     (thread,) = set(threading.enumerate()) - before
-    batcher.close()
+    del batcher
+    gc.collect()
     await asyncio.to_thread(thread.join, WAIT_S)
     assert not thread.is_alive()
 
@@ -222,9 +199,7 @@ def test_everything_runs_once_in_the_order_of_its_coming(
         tasks = []
         for group in groups:
             tasks += await waiting(batcher, *group)
-        results = await asyncio.gather(*tasks)
-        batcher.close()
-        return results
+        return await asyncio.gather(*tasks)
 
     items = [item for group in groups for item in group]
     assert asyncio.run(submit_all()) == [2 * item for item in items]

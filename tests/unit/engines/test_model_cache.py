@@ -231,25 +231,6 @@ def test_a_ttl_of_zero_unloads_when_the_last_user_is_done() -> None:
     assert loaded(cache) == []
 
 
-def test_unloading_by_name_spares_a_model_in_use() -> None:
-    cache = cache_of()
-    assert not cache.unload("a")
-    with cache.use("a"):
-        assert not cache.unload("a")
-    assert cache.unload("a")
-    assert loaded(cache) == []
-
-
-def test_clearing_forgets_everything_and_lets_users_finish() -> None:
-    cache = cache_of()
-    touch(cache, "b")
-    with cache.use("a") as model:
-        cache.clear()
-        assert loaded(cache) == []
-        assert model.name == "a"
-    assert loaded(cache) == []
-
-
 def test_smaller_limits_apply_at_once_to_idle_models_and_later_to_used_ones() -> None:
     cache = cache_of(max_models=3)
     touch(cache, "a")
@@ -303,9 +284,7 @@ def test_estimated_memory_is_what_the_load_added_to_the_process() -> None:
 @given(
     max_models=st.integers(1, 3),
     steps=st.lists(
-        st.tuples(
-            st.sampled_from(["use", "hold", "release", "unload", "tick"]), st.sampled_from("abcd")
-        ),
+        st.tuples(st.sampled_from(["use", "hold", "release", "tick"]), st.sampled_from("abcd")),
         max_size=40,
     ),
 )
@@ -324,9 +303,6 @@ def test_any_sequence_keeps_the_bound_and_the_models_in_use(
             holds[key].enter_context(cache.use(key))
         elif step == "release" and key in holds:
             holds.pop(key).close()
-        elif step == "unload":
-            expected = key in loaded(cache) and key not in holds
-            assert cache.unload(key) == expected
         elif step == "tick":
             clock.now += 2
             assert not set(cache.evict_idle()) & set(holds)

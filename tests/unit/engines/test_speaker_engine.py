@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from engines.diarization.speaker_embedding import SpeakerEngine
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import Cancelled, EngineFailed, ModelUnavailable
+from speech.errors import EngineFailed, ModelUnavailable
 from tests.unit.heldout import load
 
 
@@ -20,10 +19,8 @@ def model(repository: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(model: Path) -> Iterator[SpeakerEngine]:
-    engine = SpeakerEngine(model, device="cpu")
-    yield engine
-    engine.close()
+def engine(model: Path) -> SpeakerEngine:
+    return SpeakerEngine(model, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +79,6 @@ async def test_audio_that_is_no_audio_fails_alone(
     )
     assert isinstance(outcome, EngineFailed)
     np.testing.assert_array_equal(found, expected)
-
-
-async def test_after_closing_nothing_is_embedded(model: Path) -> None:
-    engine = SpeakerEngine(model, device="cpu")
-    engine.close()
-    with pytest.raises(Cancelled):
-        await engine.embed(np.zeros(SAMPLE_RATE, np.float32))
 
 
 def test_a_model_without_its_file_is_unavailable(tmp_path: Path) -> None:

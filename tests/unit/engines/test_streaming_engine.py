@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,8 @@ def engine(folder: Path) -> StreamingEngine:
 
 
 @pytest.fixture
-async def recognizer(engine: StreamingEngine) -> AsyncIterator[LocalRecognizer]:
-    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=32)
-    yield recognizer
-    recognizer.close()
+def recognizer(engine: StreamingEngine) -> LocalRecognizer:
+    return LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=32)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +216,6 @@ async def test_streams_that_wait_at_the_same_time_are_decoded_together(
     await asyncio.sleep(0)
     engine.gate.set()
     await asyncio.gather(*calls)
-    recognizer.close()
     assert engine.sizes == [[160], [8000] * 3]
     assert set(together) == {3}
 
@@ -237,7 +234,6 @@ async def test_a_stream_that_catches_up_lets_the_others_in_between(
     await meanwhile
     assert not backlog.done()
     await backlog
-    recognizer.close()
     assert max(size for sizes in engine.sizes for size in sizes) <= SAMPLE_RATE
 
 
@@ -261,7 +257,6 @@ async def test_closed_streams_make_room_for_others(
     for stream in (second, third):
         await stream.close()
     assert recognizer.streams == 0
-    recognizer.close()
 
 
 async def test_a_closed_stream_leaves_nothing_of_its_utterance(
@@ -294,7 +289,6 @@ async def test_it_is_told_how_long_streams_wait(folder: Path, spoken: list[Clip]
     await call
     assert recognizer.lag_s() > 0.1, "since it was last asked"
     assert recognizer.lag_s() == 0.0
-    recognizer.close()
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -320,7 +314,6 @@ async def test_a_cancelled_feed_closes_its_stream_and_leaves_the_others(
     if not running:
         await calls[0]
         assert await streams[0].finish() == expected[0]
-    recognizer.close()
 
 
 def test_a_step_that_fails_does_not_fail_the_others(
@@ -398,7 +391,6 @@ async def test_a_model_is_loaded_once_and_when_it_is_first_needed(
     assert sorted(loaded) == ["a", "b"]
     assert recognizer.streams == 3
     assert await heard(streams[0], [spoken[0].samples]) == expected[0]
-    recognizer.close()
 
 
 async def test_a_load_that_fails_is_tried_again(engine: StreamingEngine) -> None:
@@ -417,38 +409,6 @@ async def test_a_load_that_fails_is_tried_again(engine: StreamingEngine) -> None
     assert recognizer.streams == 0
     stream = await recognizer.open(MODEL)
     assert await stream.finish() == ()
-    recognizer.close()
-
-
-@pytest.mark.parametrize("loading", [True, False])
-async def test_a_closed_recogniser_gives_up_its_streams(folder: Path, loading: bool) -> None:
-    engine = Watched(folder)
-    gate = threading.Event()
-
-    def load_slowly(_: str) -> StreamingEngine:
-        assert gate.wait(WAIT_S)
-        return engine
-
-    recognizer = LocalRecognizer(load_slowly, tick_s=0.0, max_streams=9)
-    if loading:
-        call: asyncio.Task[Any] = asyncio.create_task(recognizer.open(MODEL))
-        await asyncio.sleep(0.01)
-        recognizer.close()
-        gate.set()
-    else:
-        gate.set()
-        first, second = [await recognizer.open(MODEL) for _ in range(2)]
-        running = asyncio.create_task(first.feed(np.zeros(100, np.float32)))
-        assert await asyncio.to_thread(engine.started.wait, WAIT_S)
-        call = asyncio.create_task(second.feed(np.zeros(100, np.float32)))
-        await asyncio.sleep(0)
-        recognizer.close()
-        engine.gate.set()
-        assert await running == ()
-    with pytest.raises(Cancelled):
-        await call
-    with pytest.raises(Cancelled):
-        await recognizer.open(MODEL)
 
 
 def toy(folder: Path, **options: Any) -> StreamingEngine:
@@ -486,7 +446,6 @@ async def test_hotwords_steer_every_utterance_of_their_stream_alone(
         return found
 
     found = await asyncio.gather(listen(plain), listen(steered))
-    recognizer.close()
     assert found[0] == [unsteered] * 2
     assert found[1][0] == found[1][1] != unsteered
 
