@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 from api.request_id import request_id
 from speech.errors import Overloaded, SpeechError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"speechgraph.{__name__}")
 
 STATUS: Mapping[str, int] = {
     "invalid_request": 422,

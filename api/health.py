@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from api.service import SpeechService
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"speechgraph.{__name__}")
 
 PATIENCE_S = 1.0
 """How long liveness waits to hear of the model; it is told without it then."""

@@ -11,7 +11,9 @@ HEADER = "X-Request-ID"
 SANE = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 """Ids that may enter a log line and a header; any other is replaced."""
 
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
+NO_REQUEST = "-"
+
+request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 """Id of the request that the current task works for."""
 
 

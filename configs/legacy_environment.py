@@ -17,7 +17,7 @@ from dotenv import dotenv_values
 
 from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT, Catalogue, Family
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"speechgraph.{__name__}")
 
 ENV_FILE = "SPEECHGRAPH_LEGACY_ENV"
 FAMILIES = ("whisper", "vosk", "emotion", "diarization")

@@ -111,7 +111,7 @@ class DecoderSettings(Deployment):
     concurrency: int = Field(1, ge=1, description="Files decoded at once in a replica.")
 
 
-class LiveModelSettings(Strict):
+class ReloadableSettings(Strict):
     """What ``user_config`` of a model deployment changes without a restart."""
 
     max_models: int | None = Field(None, ge=1, description="Models kept loaded.")

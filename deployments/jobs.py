@@ -10,7 +10,6 @@ from typing import Any
 import ray
 from ray.serve.handle import DeploymentHandle
 
-from api.request_id import request_id
 from api.v1.jobs import result_text
 from configs.catalogue import Catalogue, Family
 from configs.settings import JobSettings
@@ -27,7 +26,7 @@ from speech.jobs.states import Job
 from speech.pipeline import ProcessOptions
 from speech.transcript import Transcript
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 FOLLOW_S = 1.0
 """Seconds between two looks at how far the recognisers are."""
@@ -63,7 +62,6 @@ class JobRunner:
         self._running: asyncio.Task[None] | None = None
 
     async def _work(self, job: Job, data: bytes, progress: Progress) -> str:
-        request_id.set(job.id)
         follow = asyncio.create_task(self._follow(job.id, progress))
 
         def process(options: ProcessOptions) -> Awaitable[Transcript]:

@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 from api.auth.key_file import Key
 from api.auth.key_limits import KeyCounter, LimitReached, Refusal
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 COUNTER = "key_counter"
 LEASE_S = 10.0

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 
 def resolve(

@@ -21,7 +21,7 @@ from engines.device import resolve
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed, ModelUnavailable
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 LABELS = ("angry", "sad", "neutral", "positive")
 """Outputs of GigaAM-Emo in their order; ``labels.json`` of a model overrides it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT, Catalogue, ModelEntry
 from speech.errors import ModelUnavailable
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 ORIGIN_FILE = ".origin"
 """Written into a fetched directory: ``owner/name@commit``."""

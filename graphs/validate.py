@@ -16,10 +16,10 @@ from pydantic import BaseModel, ValidationError
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
-from configs.settings import LiveModelSettings, SpeechArgs
+from configs.settings import ReloadableSettings, SpeechArgs
 
 LIVE_SETTINGS: dict[str, type[BaseModel]] = dict.fromkeys(
-    ("Whisper", "Vosk", "Emotion", "Diarization"), LiveModelSettings
+    ("Whisper", "Vosk", "Emotion", "Diarization"), ReloadableSettings
 )
 """What ``user_config`` of each deployment must look like; the others take none."""
 

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"speechgraph.{__name__}")
 
 MAX_FILE_BYTES = 256 * 1024
 """About 4000 keys; each request is compared with all of them, half a millisecond."""

@@ -24,6 +24,7 @@ from api.live.registry import LiveStreams
 from speech.errors import IdleTimeout, SpeechError
 from speech.live.events import Event
 from speech.live.session import LiveSession
+from speech.log_context import session_id
 
 SEND_TIMEOUT_S = 20.0
 """How long a client may take to read one frame."""
@@ -157,6 +158,7 @@ class _Conversation:
 
     async def _exchange(self, opening: Opening, superseded: asyncio.Event) -> None:
         """Receive frames and send events at the same time, until one of both is over."""
+        session_id.set(opening.session.id)
         receiving = asyncio.create_task(self._receive_frames(opening, superseded))
         sending = asyncio.create_task(self._send_events(opening))
         replaced = asyncio.create_task(superseded.wait())

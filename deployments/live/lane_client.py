@@ -25,7 +25,7 @@ from speech.errors import (
 )
 from speech.transcript import Word
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 Directory = Callable[[], Awaitable[list[LaneAddress]]]
 """Asks every replica for its address."""

@@ -22,7 +22,7 @@ from deployments.live.lane_protocol import (
 from speech.errors import DeadlineExceeded
 from speech.transcript import Word
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 _CONNECT_TIMEOUT_S = 3.0
 

@@ -26,7 +26,7 @@ from websockets.asyncio.connection import Connection
 from speech.errors import EngineFailed, Overloaded, SpeechError
 from speech.transcript import Word
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 MAX_MESSAGE_BYTES = 16 * 1024**2
 """A longer message ends its lane."""

@@ -23,7 +23,7 @@ from deployments.live.lane_protocol import (
 from speech.ports import RecognizerStream, StreamingRecognizer
 from speech.transcript import Word
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 _Call = tuple[bytes, float | None]
 """Audio, and how long nobody spoke if the utterance ends with it."""

@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from speech.errors import DeadlineExceeded, EngineFailed, Overloaded, SpeechError
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 
 class ReplicaDied(Exception):

@@ -9,7 +9,7 @@ from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ReplicaState
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 POLL_S = 1.0
 

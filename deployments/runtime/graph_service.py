@@ -25,7 +25,7 @@ from deployments.runtime.metrics import observe_stage
 from speech.pipeline import ProcessOptions, SpeechGraph, Stage, Task
 from speech.transcript import Segment, Transcript
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 STATS_TIMEOUT_S = 5.0
 STATUS_AGE_S = 1.0

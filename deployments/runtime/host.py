@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 from ray import serve
 from ray.serve import metrics
 
-from configs.settings import LiveModelSettings, ModelSettings
+from configs.settings import ModelSettings, ReloadableSettings
 from deployments.runtime.worker import Call, Worker
 from engines.cache import ModelCache
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 Engine = TypeVar("Engine")
 Result = TypeVar("Result")
@@ -80,7 +80,7 @@ class EngineHost(Generic[Engine]):
 
         Raises pydantic.ValidationError for a name or value that cannot be.
         """
-        live = LiveModelSettings.model_validate(user_config)
+        live = ReloadableSettings.model_validate(user_config)
         self._cache.configure(
             self._settings.max_models if live.max_models is None else live.max_models,
             self._settings.idle_ttl_s if live.idle_ttl_s is None else live.idle_ttl_s,

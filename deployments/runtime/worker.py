@@ -5,6 +5,7 @@ batch call yields its slot at a cancellation point while interactive calls wait.
 """
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ray.serve import metrics
+
+from speech.log_context import job_id
 
 Result = TypeVar("Result")
 
@@ -174,10 +177,12 @@ class Worker:
     async def run(self, work: Callable[[Call], Result], job: str | None = None) -> Result:
         """Await ``work(call)`` in a thread; with the id of a ``job`` it is a batch call."""
         call = Call(self, job)
+        context = contextvars.copy_context()  # with the ids for log records
+        context.run(job_id.set, job)
         if job is not None:
-            return await self._run_batch(call, work)
+            return await self._run_batch(call, lambda call: context.run(work, call))
         self.slots.add_demand(1)
-        future = self._interactive_threads.submit(work, call)
+        future = self._interactive_threads.submit(context.run, work, call)
         future.add_done_callback(lambda _: self.slots.add_demand(-1))
         try:
             return await asyncio.wrap_future(future)

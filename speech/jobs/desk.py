@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from speech.errors import InvalidRequest, Overloaded
 from speech.jobs.states import AudioStore, Job, JobStore, NewJob
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 FULL_RETRY_AFTER_S = 30.0
 

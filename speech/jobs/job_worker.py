@@ -11,8 +11,9 @@ from typing import Protocol, TypeVar
 from speech.errors import DeadlineExceeded, EngineFailed, Overloaded, SpeechError
 from speech.jobs.retention import ORPHAN_AGE_S, Retention
 from speech.jobs.states import NON_RETRYABLE, AudioStore, Job, JobStore, Lease
+from speech.log_context import about_job
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"speechgraph.{__name__}")
 T = TypeVar("T")
 
 HEARTBEATS_PER_LEASE = 5
@@ -148,7 +149,8 @@ class JobWorker:
     async def _next_job(self) -> bool:
         lease = await asyncio.to_thread(self._store.take, self._rules.lease_s)
         if lease is not None:
-            await self._attempt(lease)
+            with about_job(lease.job.id):
+                await self._attempt(lease)
         return lease is not None
 
     async def _attempt(self, lease: Lease) -> None:
@@ -230,16 +232,23 @@ class JobWorker:
     async def _next_expired_lease(self) -> bool:
         lease = await asyncio.to_thread(self._store.take_expired, self._rules.lease_s)
         if lease is not None:
-            await self._failed(lease, EngineFailed("the worker of this job died"))
+            with about_job(lease.job.id):
+                await self._failed(lease, EngineFailed("the worker of this job died"))
         return lease is not None
 
     async def _next_webhook(self) -> bool:
         assert self._webhooks is not None
-        rules = self._rules
         hold_s = 2 * self._webhooks.timeout_s
         job = await asyncio.to_thread(self._store.take_webhook, hold_s)
         if job is None:
             return False
+        with about_job(job.id):
+            await self._deliver(job)
+        return True
+
+    async def _deliver(self, job: Job) -> None:
+        assert self._webhooks is not None
+        rules = self._rules
         try:
             await self._webhooks.deliver(job)
         except Exception as error:  # whatever a URL that a client named may cause
@@ -249,7 +258,6 @@ class JobWorker:
             await asyncio.to_thread(self._store.webhook_failed, job.id, retry)
         else:
             await asyncio.to_thread(self._store.webhook_delivered, job.id)
-        return True
 
     async def _expire(self) -> bool:
         await asyncio.to_thread(self._retention.expire)

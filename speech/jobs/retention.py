@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 from speech.jobs.states import AudioStore, JobStore
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 ORPHAN_AGE_S = 3600.0
 """Audio without a job is removed at this age: until then its submission may be unfinished."""

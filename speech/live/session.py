@@ -32,6 +32,7 @@ from speech.live.endpointing import (
 from speech.live.events import Event, EventLog, Kind
 from speech.live.intake import StreamDecoder
 from speech.live.speakers import OnlineSpeakers
+from speech.log_context import session_id
 from speech.ports import (
     DecodedAudio,
     EmotionClassifier,
@@ -45,7 +46,7 @@ from speech.ports import (
 )
 from speech.transcript import Scores, Span, Word
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"speechgraph.{__name__}")
 
 Command = Literal["finalize", "commit", "clear", "drain", "end"]
 
@@ -304,6 +305,7 @@ class LiveSession:
 
         Cancelling it frees everything that the stream holds.
         """
+        session_id.set(self.id)
         finisher = asyncio.create_task(self._finish_utterances())
         try:
             await self._open_stream()

@@ -1,4 +1,6 @@
-"""What the tests of live sockets share."""
+"""What the unit tests share."""
+
+import logging
 
 import pytest
 
@@ -17,3 +19,13 @@ async def demo():
     """The service with the demo models."""
     async with serving() as service:
         yield service
+
+
+@pytest.fixture(autouse=True)
+def _log_without_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing `deployments` sends the records to Serve; here caplog gets them, at the root."""
+    logger = logging.getLogger("speechgraph")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    logger.setLevel(logging.NOTSET)  # forgets which levels were enabled

@@ -1,0 +1,85 @@
+"""Sends the log records of this project to Serve's log files.
+
+Serve configures one logger of a process, ``ray.serve``: its level, the replica's log file, the
+encoding. Modules of this project log to ``speechgraph.<module>``; here these records are passed to
+the handlers of ``ray.serve``, together with the ids of the session and the job that they are about.
+Serve itself adds the request, the deployment and the replica.
+"""
+
+import copy
+import logging
+import sys
+from typing import TextIO
+
+from ray._common.formatters import JSONFormatter
+from ray.serve.schema import EncodingType, LoggingConfig
+
+from api.request_id import NO_REQUEST, request_id
+from speech.log_context import job_id, session_id
+
+LOGGER = "speechgraph"
+"""Parent of the loggers of all modules."""
+_SERVE_LOGGER = "ray.serve"
+_TEXT = "%(levelname)s %(asctime)s %(name)s -- %(message)s"
+
+
+def connect() -> None:
+    """Pass the records of this process to Serve's logger; a second call changes nothing."""
+    logger = logging.getLogger(LOGGER)
+    if not logger.handlers:
+        _handle(logger, _ServeHandler(), logging.DEBUG)
+
+
+def write_to_stderr(config: LoggingConfig) -> None:
+    """Write the records of this process to stderr: for a process that is no part of Serve."""
+    handler = _StderrHandler(as_json=config.encoding == EncodingType.JSON)
+    _handle(logging.getLogger(LOGGER), handler, config.log_level)
+
+
+def _handle(logger: logging.Logger, handler: logging.Handler, level: int | str) -> None:
+    logger.handlers = [handler]
+    logger.setLevel(level)
+    logger.propagate = False  # a root handler of some library would write every record again
+
+
+class _ServeHandler(logging.Handler):
+    """Looks at Serve's logger for each record: Serve configures it late, and may do so again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        serve_logger = logging.getLogger(_SERVE_LOGGER)
+        if serve_logger.isEnabledFor(record.levelno):
+            serve_logger.handle(_with_ids(record, as_json=_writes_json(serve_logger)))
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    def __init__(self, as_json: bool) -> None:
+        super().__init__(sys.stderr)
+        self._as_json = as_json
+        self.setFormatter(JSONFormatter() if as_json else logging.Formatter(_TEXT))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(_with_ids(record, self._as_json))
+
+
+def _writes_json(logger: logging.Logger) -> bool:
+    # The log file is behind a MemoryHandler.
+    formatters = [getattr(handler, "target", handler).formatter for handler in logger.handlers]
+    return any(isinstance(formatter, JSONFormatter) for formatter in formatters)
+
+
+def _with_ids(record: logging.LogRecord, as_json: bool) -> logging.LogRecord:
+    """A copy of the record with the ids: attributes, and part of the message unless it is JSON.
+
+    Serve's text encoding writes no attribute but the request id.
+    """
+    # Ray has an attribute "job_id" of its own in every record.
+    given = {"session": session_id.get(), "job": job_id.get()}
+    ids = {name: value for name, value in given.items() if value is not None}
+    record = copy.copy(record)
+    record.__dict__.update(ids)
+    if request_id.get() != NO_REQUEST:
+        record.request_id = request_id.get()
+    if ids and not as_json:
+        place = " ".join(f"{name}={value}" for name, value in ids.items())
+        record.msg, record.args = f"[{place}] {record.getMessage()}", ()
+    return record
