@@ -26,16 +26,17 @@ from api.openai.errors import error_object, render_error
 from api.openai.realtime_settings import BetaSessionUpdate, SessionUpdate, Settings, Transcription
 from api.openai.requests import Aliases
 from api.openai.responses import logprobs
+from speech.audio import SAMPLE_RATE
 from speech.errors import InvalidRequest, SpeechError, TooFarAhead
 from speech.live.events import Event
-from speech.live.session import MAX_TURN_S, LiveSession
+from speech.live.session import MAX_TURN_S, LiveSession, SessionOptions
 from speech.live.turns import Delta, TurnAssembler, TurnTranscript
 from speech.transcript import Word
 
 MAX_MESSAGE_CHARS = 4 * 1024**2
 """Of one event of a client: a minute of PCM16 at 24 kHz. Reading it takes 30 ms of the loop."""
-MIN_COMMIT_S = 0.1
-"""Least audio of a commit, OpenAI's bound."""
+MIN_COMMIT_SAMPLES = SAMPLE_RATE // 10
+"""Least audio of a commit, OpenAI's bound of 100 ms."""
 BETA = "openai-beta.realtime-v1"
 NOT_SERVED = {
     "conversation.item.create",
@@ -95,8 +96,10 @@ class Realtime:
         self._turns = TurnAssembler()
         self._numbers = itertools.count(1)
         self._last_item: str | None = None
-        self._buffered_s = 0.0
-        """Appended since the last commit or clear of the client."""
+        self._uncommitted_bytes = 0
+        """Appended since the last commit or clear of the client, in the format of now."""
+        self._uncommitted_before = 0
+        """The same in the formats before, in samples at SAMPLE_RATE."""
 
     # What the client says
 
@@ -161,30 +164,44 @@ class Realtime:
         return []
 
     def _append(self, audio: bytes) -> None:
-        seconds = self._settings.format.pcm.seconds(len(audio))
         manual = self._settings.turn_detection is None
-        if manual and self._buffered_s + seconds > MAX_TURN_S:
+        if manual and self._uncommitted(len(audio)) > round(MAX_TURN_S * SAMPLE_RATE):
             message = f"The buffer holds at most {MAX_TURN_S:g} seconds: commit or clear it."
             raise _RefusedError("input_audio_buffer_full", message, "audio")
         if self._session is None:
-            options = self._settings.options(self._live, self._aliases)
+            options = self._options()
             self._session = self._live.open(options, self._settings.format.decoder())
         self._session.offer(audio)
-        self._buffered_s += seconds
+        self._uncommitted_bytes += len(audio)
+
+    def _uncommitted(self, more: int = 0) -> int:
+        """Samples at SAMPLE_RATE since the last commit or clear, and of so many bytes more.
+
+        They are counted in bytes of the format: the seconds of many small pieces do not add up.
+        """
+        pcm = self._settings.format.pcm
+        samples = (self._uncommitted_bytes + more) // pcm.sample_bytes
+        return self._uncommitted_before + samples * SAMPLE_RATE // pcm.sample_rate
+
+    def _count_from(self, samples: int) -> None:
+        self._uncommitted_before, self._uncommitted_bytes = samples, 0
+
+    def _options(self) -> SessionOptions:
+        return self._settings.options(self._live, self._aliases)
 
     def _commit(self) -> Sequence[str]:
-        if self._session is None or self._buffered_s < MIN_COMMIT_S:
+        if self._session is None or self._uncommitted() < MIN_COMMIT_SAMPLES:
             message = (
-                f"The buffer has {self._buffered_s * 1000:.0f} ms of audio, "
-                f"a commit needs {MIN_COMMIT_S * 1000:.0f} ms."
+                f"The buffer has {1000 * self._uncommitted() // SAMPLE_RATE} ms of audio, "
+                f"a commit needs {1000 * MIN_COMMIT_SAMPLES // SAMPLE_RATE} ms."
             )
             raise _RefusedError("input_audio_buffer_commit_empty", message)
         self._session.commit()
-        self._buffered_s = 0.0
+        self._count_from(0)
         return []
 
     def _clear(self) -> Sequence[str]:
-        self._buffered_s = 0.0
+        self._count_from(0)
         if self._session is None:
             return [self._event("input_audio_buffer.cleared")]
         self._session.clear()
@@ -193,10 +210,11 @@ class Realtime:
     def _update(self, update: SessionUpdate) -> Sequence[str]:
         before, settings = self._settings, self._settings.updated(update)
         options = settings.options(self._live, self._aliases)
-        if self._session is not None and options != before.options(self._live, self._aliases):
+        changed = (options, settings.format) != (self._options(), before.format)
+        if self._session is not None and changed:
             self._session.change(options, settings.format.decoder())
-            if before.turn_detection and not settings.turn_detection:
-                self._buffered_s = 0.0
+            becomes_manual = before.turn_detection and not settings.turn_detection
+            self._count_from(0 if becomes_manual else self._uncommitted())
         self._settings = settings
         return [self._told("updated")]
 
@@ -231,7 +249,7 @@ class Realtime:
 
     def _told(self, what: str) -> str:
         """The session as it was created or updated."""
-        model = self._settings.options(self._live, self._aliases).model
+        model = self._options().model
         shown = {
             "id": f"sess_{self._id}",
             "object": "realtime.transcription_session",

@@ -664,6 +664,56 @@ async def test_the_least_that_can_be_committed(quick: LiveService) -> None:
         assert (await answer(client, append(b"\0" * 32), COMMIT))["type"].endswith("committed")
 
 
+TENTH = 2 * SAMPLE_RATE // 10
+"""Bytes of the shortest commit at 16 kHz."""
+ALAW = update(format={"type": "audio/pcma"})
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [append(bytes(TENTH // 10))] * 10,
+        [append(bytes(size)) for size in (1067, 1067, 1066)],
+        [append(bytes(1))] * TENTH,
+        [append(bytes(TENTH // 2)), ALAW, append(bytes(400))],
+    ],
+    ids=["of 10 ms", "that cut samples", "of one byte", "of two formats"],
+)
+async def test_the_least_that_can_be_committed_may_come_in_pieces(
+    quick: LiveService, messages: list[Any]
+) -> None:
+    async with socket(quick) as client:
+        await answer(client, update(format=RAW, turn_detection=None))
+        await client.send(*messages, COMMIT)
+        told = [await client.receive() for _ in range(4 + messages.count(ALAW))]
+    assert [event["usage"]["seconds"] for event in told if "usage" in event] == [0.1]
+
+
+async def test_the_bound_of_what_is_not_committed_may_be_reached_in_pieces_of_two_formats(
+    quick: LiveService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(realtime_module, "MAX_TURN_S", 0.3)
+    async with socket(quick) as client:
+        await answer(client, update(format=RAW, turn_detection=None))
+        await client.send(*[append(bytes(TENTH))] * 2)
+        await answer(client, ALAW)
+        await client.send(*[append(bytes(80))] * 10)
+        full = await answer(client, append(bytes(1)))
+        assert full["error"]["code"] == "input_audio_buffer_full"
+        told = [await answer(client, COMMIT)] + [await client.receive() for _ in range(3)]
+    assert told[-1]["usage"]["seconds"] == 0.3
+
+
+async def test_another_law_of_the_telephone_takes_effect(quick: LiveService) -> None:
+    async with socket(quick) as client:
+        await answer(client, update(format={"type": "audio/pcmu"}, turn_detection=None))
+        await client.send(append(b"\xff" * 800))  # silence in one law, not in the other
+        await answer(client, ALAW)
+        await client.send(append(b"\xff" * 8000), COMMIT)
+        told = await client.until(type=f"{TRANSCRIPTION}.completed")
+    assert "848" in told[-1]["transcript"].split()
+
+
 async def test_audio_that_cannot_wait_is_refused_and_may_be_sent_again() -> None:
     async with serving(Ears(), max_pending_mb=1) as service, socket(service) as client:
         service.ears.opening.shut()
