@@ -23,8 +23,8 @@ from speech.audio import SAMPLE_RATE
 from speech.errors import InvalidRequest, SpeechError
 from speech.live.endpointing import EndpointOptions
 from speech.live.events import Event
-from speech.live.intake import stream_decoder
 from speech.live.session import LiveSession, SessionOptions
+from speech.live.stream_decoder import stream_decoder
 from speech.ports import MAX_HOTWORDS, TranscribeOptions
 from speech.transcript import Word
 

@@ -8,7 +8,6 @@ from api.service import SpeechService
 from configs.catalogue import ModelEntry
 from configs.settings import SessionSettings
 from speech.errors import InvalidRequest, ModelNotFound, NotEnabled
-from speech.live.intake import StreamDecoder
 from speech.live.registry import SessionRegistry
 from speech.live.session import (
     LivePorts,
@@ -18,6 +17,7 @@ from speech.live.session import (
     SessionLimits,
     SessionOptions,
 )
+from speech.live.stream_decoder import StreamDecoder
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from api.live.registry import LiveStreams
 from api.openai.requests import Aliases
 from speech.errors import ModelNotFound
 from speech.live.endpointing import EndpointOptions
-from speech.live.intake import PcmDecoder, PcmEncoding, StreamDecoder
-from speech.live.session import PcmFormat, SessionOptions
+from speech.live.pcm import PcmDecoder, PcmEncoding, PcmFormat
+from speech.live.session import SessionOptions
+from speech.live.stream_decoder import StreamDecoder
 from speech.ports import MAX_HOTWORDS, TranscribeOptions
 
 LOGPROBS = "item.input_audio_transcription.logprobs"

@@ -14,8 +14,8 @@ from api.v1.native_start import Resume, Start
 from api.v1.requests import MAX_ERROR_CHARS
 from speech.errors import InvalidRequest, Overloaded, SpeechError
 from speech.live.events import Event
-from speech.live.intake import stream_decoder
 from speech.live.session import LiveSession, ResumeState, SessionOptions
+from speech.live.stream_decoder import stream_decoder
 from speech.ports import TranscribeOptions
 from speech.transcript import Word
 

@@ -11,8 +11,8 @@ from api.live.registry import LiveStreams
 from api.v1.requests import MAX_ERROR_CHARS, ProcessRequest
 from speech.errors import InvalidRequest, SpeechError
 from speech.live.events import Event
-from speech.live.intake import stream_decoder
 from speech.live.session import LiveSession, SessionOptions
+from speech.live.stream_decoder import stream_decoder
 
 SAMPLE_RATE_V1 = 16_000
 END_STREAM = "END_STREAM"

@@ -30,8 +30,9 @@ from speech.live.endpointing import (
     Utterance,
 )
 from speech.live.events import Event, EventLog, Kind
-from speech.live.intake import StreamDecoder
+from speech.live.pcm import PcmFormat
 from speech.live.speakers import OnlineSpeakers
+from speech.live.stream_decoder import StreamDecoder
 from speech.log_context import session_id
 from speech.ports import (
     DecodedAudio,
@@ -61,19 +62,6 @@ MAX_TURN_S = 600.0
 """The longest turn; speech that knows no pause ends its turn then."""
 WAITING_FINALS = 4
 """Utterances that wait to be finished; the stream is not heard further beyond that."""
-
-
-@dataclass(frozen=True, slots=True)
-class PcmFormat:
-    """How the client sends plain samples."""
-
-    sample_rate: int
-    sample_bytes: int
-    channels: int = 1
-
-    def seconds(self, size: int) -> float:
-        """Length of the whole samples in so many bytes."""
-        return size // (self.sample_bytes * self.channels) / self.sample_rate
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from speech.errors import Overloaded
-from speech.live.intake import stream_decoder
 from speech.live.registry import SessionRegistry
 from speech.live.session import LiveSession
+from speech.live.stream_decoder import stream_decoder
 from tests.unit.speech.live.test_session import STREAMING, Ears, pcm, phrase, silence, until
 
 

@@ -16,7 +16,7 @@ from speech.errors import EngineFailed, Overloaded, TooFarAhead
 from speech.live import session as session_module
 from speech.live.endpointing import EndpointOptions
 from speech.live.events import RETAINED_EVENTS
-from speech.live.intake import stream_decoder
+from speech.live.pcm import PcmFormat
 from speech.live.session import (
     LivePorts,
     LiveSession,
@@ -25,6 +25,7 @@ from speech.live.session import (
     SessionLimits,
     SessionOptions,
 )
+from speech.live.stream_decoder import stream_decoder
 from speech.media.segmentation import WINDOW_SAMPLES
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition, Segment, Word
@@ -464,7 +465,7 @@ async def test_lag_is_the_time_since_the_last_sample_of_an_event_came(ears):
 
 
 async def test_the_next_audio_is_told_in_whole_samples(ears):
-    pcm_format = session_module.PcmFormat(16_000, 2)
+    pcm_format = PcmFormat(16_000, 2)
     session = session_of(ears, replace(STREAMING, pcm=pcm_format), resume_from=ResumeState(10.0))
     session.offer(b"\0" * 32_001)
     assert session.audio_from_s == 11.0

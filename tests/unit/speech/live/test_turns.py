@@ -13,7 +13,7 @@ from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, TooFarAhead
 from speech.live import session as session_module
 from speech.live.endpointing import EndpointOptions
-from speech.live.intake import PcmDecoder
+from speech.live.pcm import PcmDecoder
 from speech.live.session import LiveSession, SessionLimits, SessionOptions
 from speech.live.turns import Delta, TurnAssembler, TurnTranscript
 from speech.transcript import Word
