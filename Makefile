@@ -5,7 +5,7 @@ CONFIG ?= configs/demo.yaml
 MODEL ?= --all
 KEYS ?= data/keys.txt
 
-.PHONY: setup demo serve key test lint bench validate models models-pull lock clean
+.PHONY: setup demo serve key test test-unit test-integration test-e2e lint hooks bench validate models models-pull lock clean
 
 setup: .venv/.installed
 
@@ -28,12 +28,18 @@ key: setup
 test: setup
 	$(BIN)/python -m pytest
 
+test-unit test-integration test-e2e: setup
+	$(BIN)/python -m pytest -m $(@:test-%=%)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m graphs.validate serve_config.yaml configs/demo.yaml configs/cpu.yaml configs/gpu.yaml
+
+hooks: setup
+	$(BIN)/pre-commit install
 
 bench: setup
 	$(BIN)/python -m graphs.launch configs/demo.yaml --then "$(BIN)/python benchmarks/overhead.py"
