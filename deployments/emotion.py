@@ -1,11 +1,9 @@
 """GigaAM-Emo as a deployment."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from configs.settings import ModelSettings
 from deployments.runtime.host import EngineHost
-from deployments.runtime.model_access import ModelFiles, hardware
 from speech.audio import Audio
 from speech.transcript import Scores, Span
 
@@ -13,15 +11,13 @@ if TYPE_CHECKING:
     from engines.emotion import EmotionEngine
 
 
-class Emotion:
-    """Hears angry, sad, neutral and positive in stretches of speech."""
+class Emotion(EngineHost["EmotionEngine"]):
+    """Classifies stretches of speech as angry, sad, neutral or positive."""
 
-    def __init__(self, settings: ModelSettings, files: ModelFiles) -> None:
-        self._files = files
-        self._hardware = hardware(settings)
-        self._host = EngineHost(settings, self._load, "emotion")
+    task_type = "emotion"
 
-    def _load(self, model: str) -> "EmotionEngine":
+    def load(self, model: str) -> "EmotionEngine":
+        """See :meth:`EngineHost.load`."""
         # Imported here: the graph is built also where this engine's library is not installed.
         from engines.emotion import EmotionEngine
 
@@ -33,18 +29,6 @@ class Emotion:
     ) -> Sequence[Scores]:
         """Scores of each span, in the order of ``spans``."""
         clips = [audio.cut(span.start, span.end, span.channel) for span in spans]
-        return await self._host.run(
+        return await self._run(
             model, lambda engine, call: engine.classify(clips, call.checkpoint), job
         )
-
-    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """See :meth:`EngineHost.reconfigure`."""
-        self._host.reconfigure(user_config)
-
-    async def check_health(self) -> None:
-        """See :meth:`EngineHost.check_health`."""
-        await self._host.check_health()
-
-    def cache_stats(self) -> list[dict[str, Any]]:
-        """One entry per loaded model."""
-        return self._host.cache_stats()

@@ -1,17 +1,22 @@
-"""What every model deployment keeps around its engine: a model cache, threads, metrics, routing."""
+"""Bases of the model deployments: engines by model id, threads, metrics, and the hooks of Serve."""
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ray import serve
 from ray.serve import metrics
 
-from configs.settings import ModelSettings, ReloadableSettings
+from configs.settings import ReloadableSettings, ModelSettings
+from deployments.runtime.model_access import ModelFiles, hardware
 from deployments.runtime.worker import Call, Worker
 from engines.cache import ModelCache
+from speech.audio import Audio, Samples
+from speech.ports import TranscribeOptions
+from speech.transcript import Recognition
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
@@ -19,16 +24,22 @@ Engine = TypeVar("Engine")
 Result = TypeVar("Result")
 
 
-class EngineHost(Generic[Engine]):
-    """Loads engines by model id, keeps the most recently used, and runs work on them in threads."""
+class EngineHost(ABC, Generic[Engine]):
+    """Loads engines by model id, keeps the most recently used, and runs calls on them in threads.
 
-    def __init__(
-        self, settings: ModelSettings, load: Callable[[str], Engine], task_type: str
-    ) -> None:
+    A deployment derives from it, gives ``task_type`` and :meth:`load`, and adds its own methods.
+    """
+
+    task_type: ClassVar[str]
+    """What its models do, for the statistics of the cache."""
+
+    def __init__(self, settings: ModelSettings, files: ModelFiles) -> None:
         self._settings = settings
+        self._files = files
+        self._hardware = hardware(settings)
         self._worker = Worker(settings.concurrency)
         self._cache = ModelCache(
-            load, settings.max_models, settings.idle_ttl_s, task_type=task_type
+            self.load, settings.max_models, settings.idle_ttl_s, task_type=self.task_type
         )
         self._announce = serve.multiplexed(
             _identity, max_num_models_per_replica=settings.max_models
@@ -43,19 +54,52 @@ class EngineHost(Generic[Engine]):
             with self._cache.use(model):
                 logger.info("model %s is loaded", model)
 
-    async def run(
+    @abstractmethod
+    def load(self, model: str) -> Engine:
+        """The engine of a model id. Raises ModelNotFound, ModelUnavailable."""
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take new bounds of the cache; what is absent goes back to the arguments.
+
+        Raises pydantic.ValidationError for an unknown name or a wrong value.
+        """
+        new = ReloadableSettings.model_validate(user_config)
+        self._cache.configure(
+            self._settings.max_models if new.max_models is None else new.max_models,
+            self._settings.idle_ttl_s if new.idle_ttl_s is None else new.idle_ttl_s,
+        )
+
+    async def check_health(self) -> None:
+        """Called by Serve before the first request and every few seconds.
+
+        So this is where preloaded models are announced, and the clock of the idle TTL.
+        """
+        for entry in self._cache.stats():
+            await self._announce(entry["model_name"])
+        for model in self._cache.evict_idle():
+            logger.info("model %s was idle and is unloaded", model)
+
+    def progress(self) -> Mapping[str, float]:
+        """Seconds of audio done so far, by job, of the calls that run here for one."""
+        return self._worker.progress
+
+    def cache_stats(self) -> list[dict[str, Any]]:
+        """One entry per loaded model."""
+        return self._cache.stats()
+
+    async def _run(
         self, model: str, work: Callable[[Engine, Call], Result], job: str | None
     ) -> Result:
         """Await ``work(engine, call)`` in a thread, with the engine of ``model``.
 
-        ``job`` is the id of the job that the call is for; those of clients who wait go first.
+        ``job`` is the id of the job that the call is for, None for an interactive call.
         """
         # Serve routes a model id to the replicas that announced it, so every replica has to. Its
         # own cache holds ids only: it has no idle TTL and unloads models that are in use.
         await self._announce(model)
-        return await self._worker.run(lambda call: self._work(model, work, call), job)
+        return await self._worker.run(lambda call: self._with_engine(model, work, call), job)
 
-    async def run_plain(self, work: Callable[[], Result], job: str | None) -> Result:
+    async def _run_without_model(self, work: Callable[[], Result], job: str | None) -> Result:
         """Await work that needs no model, in the same threads and behind the same bound."""
 
         def in_slot(call: Call) -> Result:
@@ -64,9 +108,11 @@ class EngineHost(Generic[Engine]):
 
         return await self._worker.run(in_slot, job)
 
-    def _work(self, model: str, work: Callable[[Engine, Call], Result], call: Call) -> Result:
+    def _with_engine(
+        self, model: str, work: Callable[[Engine, Call], Result], call: Call
+    ) -> Result:
         with ExitStack() as stack:
-            with call.without_demand():  # jobs that stand still may have all places of the cache
+            with call.without_demand():  # batch calls that yield may have all places of the cache
                 engine = stack.enter_context(self._cache.use(model))
             stack.enter_context(call.slot())
             started = time.perf_counter()
@@ -75,35 +121,38 @@ class EngineHost(Generic[Engine]):
             finally:
                 self._run_seconds.observe(time.perf_counter() - started, tags={"model": model})
 
-    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Take new bounds of the cache; what is absent goes back to the arguments.
-
-        Raises pydantic.ValidationError for a name or value that cannot be.
-        """
-        live = ReloadableSettings.model_validate(user_config)
-        self._cache.configure(
-            self._settings.max_models if live.max_models is None else live.max_models,
-            self._settings.idle_ttl_s if live.idle_ttl_s is None else live.idle_ttl_s,
-        )
-
-    async def check_health(self) -> None:
-        """Called by Serve before the first request and every few seconds.
-
-        That makes it the place to announce what was preloaded, and the clock of the idle TTL.
-        """
-        for entry in self._cache.stats():
-            await self._announce(entry["model_name"])
-        for model in self._cache.evict_idle():
-            logger.info("model %s was idle and is unloaded", model)
-
-    def progress(self) -> dict[str, float]:
-        """Seconds of audio done so far, by job, of the calls that run here for one."""
-        return dict(self._worker.progress)
-
-    def cache_stats(self) -> list[dict[str, Any]]:
-        """One entry per loaded model."""
-        return self._cache.stats()
-
 
 async def _identity(model: str) -> str:
     return model
+
+
+class RecognitionEngine(Protocol):
+    """An engine that recognises a whole file."""
+
+    def transcribe(
+        self,
+        samples: Samples,
+        options: TranscribeOptions,
+        cancelled: Callable[[], bool],
+        report: Callable[[float], None],
+    ) -> Recognition:
+        """Recognise mono float32 samples at 16 kHz, with a cancellation point between pieces."""
+        ...
+
+
+class RecogniserHost(EngineHost[RecognitionEngine]):
+    """Base of the deployments that recognise speech."""
+
+    task_type = "transcribe"
+
+    async def transcribe(
+        self, audio: Audio, options: TranscribeOptions, channel: int | None, job: str | None
+    ) -> dict[str, Any]:
+        """Recognise one channel; a packed :class:`speech.transcript.Recognition`."""
+        samples = audio.track(channel)
+        recognition = await self._run(
+            str(options.model),
+            lambda engine, call: engine.transcribe(samples, options, call.checkpoint, call.report),
+            job,
+        )
+        return recognition.pack()
