@@ -1,11 +1,13 @@
 """Decoding as a deployment of its own: a malformed file can at worst kill this process."""
 
 import time
+from collections.abc import AsyncGenerator
 
 from configs.settings import DecoderSettings
 from deployments.runtime.worker import Call, Worker
 from speech.audio import Audio
 from speech.media.decoding import decode
+from speech.ports import DecodedAudio
 
 
 class Decoder:
@@ -17,8 +19,12 @@ class Decoder:
 
     async def decode(
         self, data: bytes, keep_channels: bool, speedup: float, job: str | None
-    ) -> Audio:
-        """See :func:`speech.media.decoding.decode`; the audio stays in the object store."""
+    ) -> AsyncGenerator[Audio | DecodedAudio, None]:
+        """The audio, then what the caller needs to know of it, without ``content``.
+
+        Two values, so that the caller can leave the first in the object store. See
+        :func:`speech.media.decoding.decode`.
+        """
         deadline = time.monotonic() + self._settings.timeout_s
 
         def work(call: Call) -> Audio:
@@ -32,4 +38,7 @@ class Decoder:
                     deadline=lambda: call.checkpoint() or time.monotonic() > deadline,
                 )
 
-        return await self._worker.run(work, job)
+        audio = await self._worker.run(work, job)
+        channels = 1 if audio.channels is None else len(audio.channels)
+        yield audio
+        yield DecodedAudio(None, audio.duration, channels, audio.warnings)

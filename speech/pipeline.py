@@ -47,16 +47,16 @@ Task = Literal["transcribe", "diarization", "emotion"]
 Stage = Literal["decode", "transcribe", "diarization", "emotion", "merge"]
 
 STREAM_WINDOW_S = 30.0
-"""What :meth:`SpeechGraph.stream` has recognised at once: Whisper hears as much in one pass, and
-more would only keep the caller waiting."""
+"""What :meth:`SpeechGraph.stream` recognises at once: the window of one pass of Whisper; more would
+only keep the caller waiting."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessOptions:
     """What to do with a file.
 
-    ``partial_results``: a failed branch leaves the others standing. ``speedup``: the models hear
-    the file that many times as fast; every time that is asked or told is one of the file as it is.
+    ``partial_results``: a failed branch does not end the others. ``speedup``: the models process
+    the file that many times as fast; all times of options and results are those of the original.
     """
 
     tasks: frozenset[Task]
@@ -66,11 +66,11 @@ class ProcessOptions:
     partial_results: bool = False
     speedup: float = 1.0
     max_seconds: float | None = None
-    """Longest file; the decoder has a bound of its own, above which nothing is decoded."""
+    """Longest file that this request may have; the decoder has a bound of its own."""
 
     @property
     def needs_words(self) -> bool:
-        """Whether the file is transcribed, be it only to know where its words are."""
+        """Whether the file is transcribed, if only to find where its words are."""
         if "transcribe" in self.tasks:
             return True
         return self.tasks == {"emotion"} and self.emotion.level in ("word", "sentence")
@@ -78,7 +78,7 @@ class ProcessOptions:
 
 @dataclass(slots=True)
 class _Run:
-    """What one request has gathered so far."""
+    """What one request has collected so far."""
 
     options: ProcessOptions
     observe: Callable[[Stage, float], None]
@@ -114,8 +114,8 @@ class _Run:
 class SpeechGraph:
     """The DAG of ``POST /v1/process`` over four ports.
 
-    ``begin`` is told of every stage as it begins, ``observe`` its seconds as it ends. Cancelling
-    :meth:`process` cancels every branch that runs.
+    ``begin`` is called with every stage as it begins, ``observe`` with its seconds as it ends.
+    Cancelling :meth:`process` cancels every branch that runs.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class SpeechGraph:
         self._begin = begin
 
     async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
-        """Decode a file and do the tasks asked for.
+        """Decode a file and run the requested tasks.
 
         Raises the error of the first branch that fails, unless ``partial_results`` is set; an
         error of decoding always ends the request.
@@ -162,13 +162,13 @@ class SpeechGraph:
     async def stream(
         self, data: bytes, options: ProcessOptions
     ) -> AsyncGenerator[Segment | Transcript, None]:
-        """The segments of a file one by one as they are heard, then its transcript.
+        """The segments of a file one by one as they are recognised, then its transcript.
 
-        The mono mix is recognised in windows cut in pauses, one after the other as the caller asks
-        for more; the options hold for each window. The speakers of all segments are found
-        beforehand, emotions are in the transcript alone. A language that was not named is the one
-        of the first window in which somebody speaks. Raises the first error, whatever
-        ``partial_results`` says; closing the generator cancels what runs.
+        The mono mix is recognised in windows cut in pauses, one after the other as the caller takes
+        the segments; the options hold for each window. The speakers of all segments are found
+        beforehand, emotions are in the transcript alone. A language that was not named is that of
+        the first window with speech. Raises the first error, also with ``partial_results``;
+        closing the generator cancels what runs.
         """
         transcribe = options.transcribe.faster(options.speedup)
         options = replace(options, transcribe=transcribe, partial_results=False)
@@ -184,18 +184,18 @@ class SpeechGraph:
         recognitions: list[Recognition] = []
         diarization: Diarization | None = None
         try:
-            async for heard in self._recognise_windows(run, audio):
+            async for window in self._recognise_windows(run, audio):
                 if speakers is not None:
                     diarization = await speakers
-                segments = self._merge_words(run, [heard], diarization) or ()
-                recognitions.append(replace(heard, segments=segments))
+                segments = self._merge_words(run, [window], diarization) or ()
+                recognitions.append(replace(window, segments=segments))
                 for segment in segments:
                     yield segment.slower(options.speedup)
         finally:
             if speakers is not None:
                 speakers.cancel()
                 await asyncio.gather(speakers, return_exceptions=True)
-        found = tuple(segment for heard in recognitions for segment in heard.segments)
+        found = tuple(segment for window in recognitions for segment in window.segments)
         emotions = None
         if "emotion" in options.tasks:
             emotions = await self._emotions_of_spans(run, audio, found, diarization)
@@ -213,19 +213,18 @@ class SpeechGraph:
     async def _recognise_windows(
         self, run: _Run, audio: DecodedAudio
     ) -> AsyncGenerator[Recognition, None]:
-        """What is heard in each window, with times of the file."""
+        """The recognition of each window, with times of the file."""
         options = run.options.transcribe
-        samples = audio.samples
-        assert samples is not None, "a decoder leaves the samples within reach"
+        samples = await self._decoder.fetch_samples(audio)
         for start, end in await asyncio.to_thread(pause_cuts, samples, STREAM_WINDOW_S):
             cut = Audio(samples).cut(start, end)
             window = DecodedAudio(Audio(cut), len(cut) / SAMPLE_RATE)
             work = self._transcriber.transcribe(window, options, None)
-            heard = await run.branch("transcribe", work)
-            assert heard is not None, "an error was raised"
-            if heard.segments and not options.multilingual:
-                options = replace(options, language=options.language or heard.language)
-            yield replace(heard, segments=merge.later(heard.segments, start))
+            recognition = await run.branch("transcribe", work)
+            assert recognition is not None, "an error was raised"
+            if recognition.segments and not options.multilingual:
+                options = replace(options, language=options.language or recognition.language)
+            yield replace(recognition, segments=merge.later(recognition.segments, start))
 
     async def _side_by_side(
         self, run: _Run, audio: DecodedAudio, stereo: bool
@@ -250,10 +249,10 @@ class SpeechGraph:
     async def _recognise(
         self, audio: DecodedAudio, options: ProcessOptions, channels: list[int | None]
     ) -> list[Recognition]:
-        heard = await _all_or_first_error(
+        recognitions = await _all_or_first_error(
             {c: self._transcriber.transcribe(audio, options.transcribe, c) for c in channels}
         )
-        return list(heard.values())
+        return list(recognitions.values())
 
     async def _classify(
         self, audio: DecodedAudio, spans: list[Span], options: EmotionOptions
@@ -305,7 +304,7 @@ class SpeechGraph:
         options = run.options
         if segments is not None and emotions:
             segments = merge.with_emotions(segments, emotions, options.emotion.level)
-        heard = max(recognitions or [], key=lambda r: r.language_probability or 0.0, default=None)
+        surest = max(recognitions or [], key=lambda r: r.language_probability or 0.0, default=None)
         used = {
             "transcribe": options.transcribe.model if options.needs_words else None,
             "diarization": options.diarize.model if "diarization" in options.tasks else None,
@@ -313,8 +312,8 @@ class SpeechGraph:
         }
         transcript = Transcript(
             duration=audio.duration,
-            language=heard.language if heard else None,
-            language_probability=heard.language_probability if heard else None,
+            language=surest.language if surest else None,
+            language_probability=surest.language_probability if surest else None,
             segments=segments if "transcribe" in options.tasks else None,
             turns=diarization.turns if diarization else None,
             emotions=None if emotions is None else tuple(emotions),

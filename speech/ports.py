@@ -1,7 +1,7 @@
-"""What the graph asks of its models: one Protocol each, with the options that travel to it.
+"""What the graph needs of its models: one Protocol each, with the options that travel to it.
 
 In a test the ports are engines in threads; in service they are Ray Serve handles. The graph in
-:mod:`speech.pipeline` cannot tell them apart.
+:mod:`speech.pipeline` is the same for both.
 """
 
 import math
@@ -17,7 +17,7 @@ from speech.errors import InvalidRequest
 from speech.transcript import Diarization, Recognition, Scores, Span, Word
 
 MAX_HOTWORDS = 5000
-"""Characters; the time that sherpa-onnx takes to cut them into pieces grows with their square."""
+"""Characters; the time that sherpa-onnx needs to tokenise them grows with their square."""
 DEFAULT_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PREPEND_PUNCTUATIONS = "\"'“¿([{-"
 APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"
@@ -25,26 +25,24 @@ APPEND_PUNCTUATIONS = "\"'.。,，!！?？:：”)]}、"
 
 @dataclass(frozen=True, slots=True)
 class DecodedAudio:
-    """Audio that was decoded once; ``content`` is what the other ports take.
+    """Audio that was decoded once; ``content`` is what the other ports process.
 
     In process ``content`` is a :class:`speech.audio.Audio`, in service a reference to one.
-    ``channels`` counts the channels that were kept: 1 when only the mono mix was. ``samples`` is
-    the mono mix within reach of the caller, for whoever cuts it; a decoder always gives it.
+    ``channels`` counts the channels that were kept: 1 when only the mono mix was.
     """
 
     content: Any
     duration: float
     channels: int = 1
     warnings: tuple[str, ...] = ()
-    samples: Samples | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TranscribeOptions:
     """How to recognise. Names and defaults are faster-whisper's, as the v1 API publishes them.
 
-    ``language`` None means: detect it. A recogniser that cannot honour an option which was set
-    away from its default says so in a warning, see :func:`ignored_options`.
+    ``language`` None means: detect it. A recogniser that ignores an option which differs from its
+    default names it in a warning.
     """
 
     model: str | None = None
@@ -150,6 +148,10 @@ class Decoder(Protocol):
         """
         ...
 
+    async def fetch_samples(self, audio: DecodedAudio) -> Samples:
+        """The mono mix of what was decoded, in this process: float32 [samples] at 16 kHz."""
+        ...
+
 
 class Transcriber(Protocol):
     """Turns audio into words."""
@@ -170,7 +172,7 @@ class Diarizer(Protocol):
 
 
 class EmotionClassifier(Protocol):
-    """Hears how a stretch of speech sounds."""
+    """Classifies the emotion of stretches of speech."""
 
     async def classify(
         self, audio: DecodedAudio, spans: Sequence[Span], options: EmotionOptions
@@ -180,10 +182,10 @@ class EmotionClassifier(Protocol):
 
 
 class RecognizerStream(Protocol):
-    """One live stream of a frame-synchronous recogniser; it hears one utterance after another.
+    """One live stream of a frame-synchronous recogniser: one utterance after another.
 
-    Calls are made one at a time. Whatever the recogniser has to do to keep the stream alive, such
-    as to open it again on another replica, it does by itself.
+    Calls are made one at a time. What it takes to keep the stream alive, such as to open it again
+    on another replica, happens inside of them.
     """
 
     async def feed(self, samples: Samples) -> tuple[Word, ...]:
@@ -217,7 +219,7 @@ class StreamingRecognizer(Protocol):
 
 
 class VoiceActivity(Protocol):
-    """Hears where someone speaks in one live stream."""
+    """Detects where someone speaks in one live stream."""
 
     async def feed(self, samples: Samples) -> NDArray[np.float32]:
         """Probabilities of the windows of 512 samples that are now complete, float32 [windows]."""
@@ -225,7 +227,7 @@ class VoiceActivity(Protocol):
 
 
 class SpeakerEmbedder(Protocol):
-    """Turns an utterance into a vector that is alike for the same voice."""
+    """Turns an utterance into a vector that is similar for the same voice."""
 
     async def embed(self, samples: Samples) -> NDArray[np.float32]:
         """A vector of length 1, float32 [dimensions], of mono samples at 16 kHz."""

@@ -2,15 +2,34 @@
 
 import asyncio
 import logging
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray import ObjectRef
+from ray.exceptions import (
+    ObjectLostError,
+    ObjectRefStreamEndOfStreamError,
+    RayActorError,
+    RayTaskError,
+)
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import (
+    DeploymentHandle,
+    DeploymentResponse,
+    DeploymentResponseGenerator,
+)
 
-from speech.errors import DeadlineExceeded, EngineFailed, Overloaded, SpeechError
+from speech.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    ModelUnavailable,
+    Overloaded,
+    SpeechError,
+)
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
+
+T = TypeVar("T")
 
 
 class ReplicaDied(Exception):
@@ -18,52 +37,84 @@ class ReplicaDied(Exception):
 
 
 async def call(handle: DeploymentHandle[Any], *args: Any, timeout_s: float) -> Any:
-    """Call a bound handle method and await its value; see :func:`respond`."""
-    value, _ = await respond(handle, *args, timeout_s=timeout_s)
-    return value
-
-
-async def respond(
-    handle: DeploymentHandle[Any], *args: Any, timeout_s: float
-) -> tuple[Any, DeploymentResponse[Any]]:
-    """The value of a call, and the response that passes it on by reference.
+    """The value of a call of a bound handle method.
 
     Inference has no side effects, so a request whose replica died is sent once more. Cancelling
     this coroutine, or running out of ``timeout_s``, cancels the call in its replica.
 
-    Raises the domain's error that the replica raised, Overloaded, DeadlineExceeded, and
-    ReplicaDied when the second replica died as well.
+    Raises the domain's error that the replica raised, Overloaded, DeadlineExceeded, EngineFailed,
+    ModelUnavailable when the node that kept an argument died, and ReplicaDied when the second
+    replica died as well.
     """
+    return await _with_retry(handle, args, timeout_s, _value)
+
+
+async def call_for_reference(
+    handle: DeploymentHandle[Any], *args: Any, timeout_s: float
+) -> tuple["ObjectRef[Any]", Any]:
+    """Call a generator method that yields two values: a reference to the first, and the second.
+
+    The first value stays in the object store of the replica's node, whatever its size. This process
+    owns it, so it outlives the replica. Raises what :func:`call` does.
+    """
+    return await _with_retry(handle.options(stream=True), args, timeout_s, _reference_and_value)
+
+
+async def _value(response: DeploymentResponse[Any]) -> Any:
+    return await response
+
+
+async def _reference_and_value(
+    response: DeploymentResponseGenerator[Any],
+) -> tuple["ObjectRef[Any]", Any]:
+    stream = await response._to_object_ref_gen()
+    # Not by anext(stream), which fetches every value into this process.
+    reference, second = stream._get_next_ref_n(2)
+    try:
+        value = await second
+    except ObjectRefStreamEndOfStreamError:
+        await reference  # raises: an error of the method is in the place of its first value
+        raise
+    stream._consume_next_ref_n(2)
+    return reference, value
+
+
+async def _with_retry(
+    handle: DeploymentHandle[Any],
+    args: tuple[Any, ...],
+    timeout_s: float,
+    result: Callable[[Any], Awaitable[T]],
+) -> T:
+    name = handle.deployment_name
     deadline = asyncio.get_running_loop().time() + timeout_s
     for attempt in (1, 2):
-        response = handle.remote(*args)
-        assert isinstance(response, DeploymentResponse)
+        response: Any = handle.remote(*args)
         try:
             async with asyncio.timeout_at(deadline):
-                return await response, response
+                return await result(response)
         except TimeoutError:
             response.cancel()
-            name = handle.deployment_name
             raise DeadlineExceeded(f"{name} did not finish within {timeout_s:g} s") from None
         except asyncio.CancelledError:
             response.cancel()
             raise
         except BackPressureError:
-            raise Overloaded(f"the queue of {handle.deployment_name} is full") from None
+            raise Overloaded(f"the queue of {name} is full") from None
         except DeploymentUnavailableError:
-            raise Overloaded(f"{handle.deployment_name} is not available") from None
+            raise Overloaded(f"{name} is not available") from None
         except RayActorError as death:
             logger.warning(
-                "%s: replica died under a request (attempt %d): %s",
-                handle.deployment_name,
-                attempt,
-                death,
+                "%s: replica died under a request (attempt %d): %s", name, attempt, death
             )
         except SpeechError as error:
             raise _as_raised(error) from None
+        except ObjectLostError:
+            # The audio died with the node of the decoder that made it; the whole request has to be
+            # sent again, which the client or the job's next attempt does.
+            raise ModelUnavailable(f"the input of {name} was lost with its node") from None
         except RayTaskError as error:
-            raise EngineFailed(f"{handle.deployment_name} failed on this input") from error
-    raise ReplicaDied(handle.deployment_name)
+            raise EngineFailed(f"{name} failed on this input") from error
+    raise ReplicaDied(name)
 
 
 def _as_raised(error: SpeechError) -> SpeechError:

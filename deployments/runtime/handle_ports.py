@@ -1,21 +1,22 @@
 """The ports of the graph as Serve handles. Audio travels by reference, results as plain values.
 
-``job`` is the id of the job that the calls are for; None if a client waits for them.
+``job`` is the id of the job that the calls are for; None for interactive calls.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from configs.catalogue import Catalogue
-from deployments.runtime.calls import ReplicaDied, call, respond
-from speech.audio import Audio
+from deployments.runtime.calls import ReplicaDied, call, call_for_reference
+from speech.audio import Audio, Samples
 from speech.errors import ModelUnavailable, UnsupportedAudio
 from speech.ports import DecodedAudio, DiarizeOptions, EmotionOptions, TranscribeOptions
 from speech.transcript import Diarization, Recognition, Scores, Span
 
-NOT_DEPLOYED = "the service refuses a task that has no deployment before the graph runs"
+NOT_DEPLOYED = "a task without a deployment is rejected before the graph runs"
 
 
 class ServedDecoder:
@@ -31,18 +32,23 @@ class ServedDecoder:
     async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
         """See :class:`speech.ports.Decoder`. A file that kills two decoders is unsupported."""
         try:
-            audio, response = await respond(
+            reference, facts = await call_for_reference(
                 self._decode, data, keep_channels, speedup, self._job, timeout_s=self._timeout_s
             )
         except ReplicaDied:
             raise UnsupportedAudio("this file crashes the audio decoder") from None
-        assert isinstance(audio, Audio)
-        kept = 1 if audio.channels is None else len(audio.channels)
-        return DecodedAudio(response, audio.duration, kept, audio.warnings, audio.mono)
+        assert isinstance(facts, DecodedAudio)
+        return replace(facts, content=reference)
+
+    async def fetch_samples(self, audio: DecodedAudio) -> Samples:
+        """See :class:`speech.ports.Decoder`."""
+        fetched = await audio.content
+        assert isinstance(fetched, Audio)
+        return fetched.mono
 
 
 class ServedTranscriber:
-    """The recognisers of the graph; the family of the model says which deployment it is."""
+    """The recognisers of the graph; the family of the model selects the deployment."""
 
     def __init__(
         self,

@@ -125,7 +125,7 @@ class Ported:
 
     async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
         audio = Audio(np.zeros(32_000, np.float32))
-        return DecodedAudio(audio, audio.duration, samples=audio.mono)
+        return DecodedAudio(audio, audio.duration)
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError("a model was asked")

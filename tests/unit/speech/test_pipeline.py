@@ -54,6 +54,7 @@ class Models:
     seconds: float = 2.0
     failing: dict[str, Exception] = field(default_factory=dict)
     hanging: frozenset[str] = frozenset()
+    fetches: int = 0
     calls: list[tuple[str, Any]] = field(default_factory=list)
     windows: list[tuple[float, TranscribeOptions]] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
@@ -64,7 +65,12 @@ class Models:
         await self._work("decode", keep_channels)
         kept = self.channels if keep_channels else 1
         seconds = self.seconds / speedup
-        return DecodedAudio(data, seconds, kept, ("odd file",), noise(seconds))
+        return DecodedAudio(noise(seconds), seconds, kept, ("odd file",))
+
+    async def fetch_samples(self, audio: DecodedAudio) -> Samples:
+        self.fetches += 1
+        samples: Samples = audio.content
+        return samples
 
     async def transcribe(
         self, audio: DecodedAudio, options: TranscribeOptions, channel: int | None
@@ -112,6 +118,17 @@ class Models:
 
 def options(*tasks: Task, level: EmotionLevel = "word", **more: Any) -> ProcessOptions:
     return ProcessOptions(frozenset(tasks), emotion=EmotionOptions(level=level), **more)
+
+
+async def test_a_transcript_needs_no_samples_in_the_process_of_the_graph() -> None:
+    models = Models(channels=2)
+    wanted = options(
+        "transcribe", "diarization", "emotion", diarize=DiarizeOptions(stereo_mode=True)
+    )
+    result = await models.graph.process(b"x", wanted)
+    assert result.duration == models.seconds
+    assert "odd file" in result.warnings
+    assert models.fetches == 0
 
 
 async def test_words_get_their_speaker_and_segments_split_where_it_changes() -> None:

@@ -1,0 +1,159 @@
+"""The service behind the dialects: the graph on handles, and what its replicas report."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.schema import ReplicaState
+
+from configs.catalogue import Catalogue, Family
+from deployments.runtime import graph_service
+from deployments.runtime.graph_service import GraphService
+from speech.audio import Audio
+from speech.pipeline import ProcessOptions, Stage
+from speech.ports import DecodedAudio, TranscribeOptions
+from speech.transcript import Recognition, Segment, Transcript
+from tests.unit.deployments.fake_handles import FakeDeployment
+
+DEFAULTS: Mapping[Family, str] = {
+    "whisper": "demo-whisper",
+    "vosk": "demo-vosk",
+    "emotion": "demo-gigaam-emo",
+}
+OPTIONS = ProcessOptions(frozenset({"transcribe"}), transcribe=TranscribeOptions(model="demo-vosk"))
+HELLO = Segment(0.0, 1.0, " Hello")
+Replica = Callable[[str], Awaitable[Any]]
+
+
+async def decode(*_: object) -> AsyncIterator[object]:
+    yield Audio(np.zeros(32_000, np.float32))
+    yield DecodedAudio(None, 2.0)
+
+
+async def recognise(*_: object) -> dict[str, Any]:
+    return Recognition((HELLO,), "en", 0.9).pack()
+
+
+def service(**replicas: list[Replica]) -> tuple[GraphService, dict[str, FakeDeployment]]:
+    """A service whose families have these replicas; those not named have none."""
+    methods: dict[str, Any] = {"decoder": {"decode": decode}, "vosk": {"transcribe": recognise}}
+    handles = {
+        name: FakeDeployment(replicas=replicas.get(name, ()), **methods.get(name, {}))
+        for name in ("decoder", *DEFAULTS)
+    }
+    timeouts_s = dict.fromkeys(handles, 10.0)
+    given: Any = handles
+    return GraphService(Catalogue.load(), given, DEFAULTS, timeouts_s, "demo-whisper"), handles
+
+
+def replica(**answers: Any) -> Replica:
+    async def answer(method: str) -> Any:
+        return answers[method]
+
+    return answer
+
+
+def failing(error: Exception) -> Replica:
+    async def fail(method: str) -> Any:
+        raise error
+
+    return fail
+
+
+async def silent(method: str) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_file_is_decoded_and_recognised_on_the_handles() -> None:
+    graph, handles = service()
+    transcript = await graph.process(b"file", OPTIONS)
+    assert transcript.segments == (HELLO,)
+    assert transcript.duration == 2.0
+    assert handles["vosk"].transcribe.calls[0][-1] is None, "an interactive call"
+
+
+async def test_the_calls_of_a_job_carry_its_id_and_report_their_stages() -> None:
+    graph, handles = service()
+    begun: list[Stage] = []
+    await graph.process_job("job_1", b"file", OPTIONS, begun.append)
+    calls = [*handles["decoder"].decode.calls, *handles["vosk"].transcribe.calls]
+    assert [arguments[-1] for arguments in calls] == ["job_1", "job_1"]
+    assert begun == ["decode", "transcribe", "merge"]
+
+
+async def test_a_stream_ends_with_its_transcript() -> None:
+    graph, _ = service()
+    events = [event async for event in graph.stream(b"file", OPTIONS)]
+    assert events[0] == HELLO
+    assert isinstance(events[-1], Transcript)
+
+
+def test_each_task_has_the_default_model_of_a_family_that_runs() -> None:
+    graph, _ = service()
+    assert graph.families == {"whisper", "vosk", "emotion"}
+    assert graph.default_models == {"transcribe": "demo-whisper", "emotion": "demo-gigaam-emo"}
+
+
+async def test_the_loaded_models_of_all_replicas_are_gathered() -> None:
+    graph, _ = service(
+        whisper=[replica(cache_stats=[{"model_name": "a"}]), replica(cache_stats=[])],
+        emotion=[replica(cache_stats=[{"model_name": "b"}, {"model_name": "c"}])],
+    )
+    assert [entry["model_name"] for entry in await graph.cache_stats()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [failing(ActorDiedError()), failing(DeploymentUnavailableError(None)), silent],
+    ids=["dead", "unavailable", "silent"],
+)
+async def test_a_family_that_does_not_answer_is_left_out(
+    broken: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_service, "STATS_TIMEOUT_S", 0.05)
+    loaded = replica(cache_stats=[{"model_name": "a"}], progress={"job_1": 1.0})
+    graph, _ = service(whisper=[broken], vosk=[loaded])
+    assert await graph.cache_stats() == [{"model_name": "a"}]
+    assert await graph.seconds_done() == {"job_1": 1.0}
+
+
+async def test_the_progress_of_jobs_comes_from_all_recognisers() -> None:
+    graph, _ = service(
+        whisper=[replica(progress={"job_1": 1.0}), replica(progress={})],
+        vosk=[replica(progress={"job_2": 2.0})],
+        emotion=[failing(AssertionError("an emotion model recognises nothing"))],
+    )
+    assert await graph.seconds_done() == {"job_1": 1.0, "job_2": 2.0}
+
+
+async def test_readiness_is_that_of_the_replicas_and_is_asked_for_once_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def status() -> SimpleNamespace:
+        asked.append("status")
+        replicas = {
+            "Whisper": {ReplicaState.RUNNING: 1, ReplicaState.STARTING: 1},
+            "Vosk": {ReplicaState.STARTING: 2},
+        }
+        deployments = {
+            name: SimpleNamespace(replica_states=states) for name, states in replicas.items()
+        }
+        return SimpleNamespace(applications={"app": SimpleNamespace(deployments=deployments)})
+
+    context = SimpleNamespace(app_name="app")
+    monkeypatch.setattr(graph_service.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(graph_service.serve, "status", status)
+    graph, _ = service()
+    for _ in range(3):
+        assert await graph.ready() == {"Whisper": True, "Vosk": False}
+    assert asked == ["status"]
+    monkeypatch.setattr(graph_service, "STATUS_AGE_S", -1.0)
+    await graph.ready()
+    assert asked == ["status", "status"]

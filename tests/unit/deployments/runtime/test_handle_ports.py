@@ -1,0 +1,143 @@
+"""The ports of the graph on handles: where a call is sent, with what, and how it fails."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError
+
+from configs.catalogue import Catalogue
+from deployments.runtime.handle_ports import (
+    ServedDecoder,
+    ServedDiarizer,
+    ServedEmotions,
+    ServedTranscriber,
+)
+from speech.audio import Audio
+from speech.errors import ModelUnavailable, SpeechError, UnsupportedAudio
+from speech.ports import DecodedAudio, DiarizeOptions, EmotionOptions, TranscribeOptions
+from speech.transcript import Diarization, Recognition, Segment, Span, Turn
+from tests.unit.deployments.fake_handles import FakeDeployment
+
+AUDIO = DecodedAudio("a reference", 2.0)
+RECOGNITION = Recognition((Segment(0.0, 1.0, " Hello"),), "en", 0.9)
+DIARIZATION = Diarization((Turn(0.0, 1.0, "SPEAKER_00"),), ())
+CALM = {"angry": 0.0, "sad": 0.0, "neutral": 1.0, "positive": 0.0}
+SAMPLES = np.ones(16_000, np.float32)
+
+
+def handle(**methods: Any) -> Any:
+    return FakeDeployment(**methods)
+
+
+def answering(value: object) -> Callable[..., Awaitable[object]]:
+    async def method(*_: object) -> object:
+        return value
+
+    return method
+
+
+def raising(error: Exception) -> Callable[..., Awaitable[object]]:
+    async def method(*_: object) -> object:
+        raise error
+
+    return method
+
+
+async def decode_noise(*_: object) -> AsyncIterator[object]:
+    yield Audio(SAMPLES)
+    yield DecodedAudio(None, 1.0, 2, ("odd file",))
+
+
+def transcriber(job: str | None = None, **deployments: Any) -> ServedTranscriber:
+    timeouts_s = dict.fromkeys(deployments, 10.0)
+    return ServedTranscriber(Catalogue.load(), deployments, timeouts_s, job)
+
+
+async def test_a_decoded_file_is_its_facts_and_a_reference() -> None:
+    decoder = handle(decode=decode_noise)
+    port = ServedDecoder(decoder, 10.0, "job_1")
+    decoded = await port.decode(b"file", True, 1.5)
+    assert decoder.decode.calls == [(b"file", True, 1.5, "job_1")]
+    assert (decoded.duration, decoded.channels, decoded.warnings) == (1.0, 2, ("odd file",))
+    assert not decoded.content.fetched
+    assert await port.fetch_samples(decoded) is SAMPLES
+    assert decoded.content.fetched
+
+
+async def test_a_file_that_kills_two_decoders_is_unsupported() -> None:
+    async def die(*_: object) -> AsyncIterator[object]:
+        raise ActorDiedError
+        yield
+
+    decoder = handle(decode=die)
+    with pytest.raises(UnsupportedAudio, match="crashes the audio decoder"):
+        await ServedDecoder(decoder, 10.0).decode(b"file", False, 1.0)
+    assert len(decoder.decode.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "family"), [("demo-whisper", "whisper"), ("demo-gigaam", "vosk")]
+)
+async def test_a_recognition_runs_on_the_deployment_of_its_model(model: str, family: str) -> None:
+    deployments = {
+        name: handle(transcribe=answering(RECOGNITION.pack())) for name in ("whisper", "vosk")
+    }
+    options = TranscribeOptions(model=model)
+    found = await transcriber("job_1", **deployments).transcribe(AUDIO, options, 1)
+    assert found == RECOGNITION
+    assert deployments[family].transcribe.calls == [("a reference", options, 1, "job_1")]
+    assert {name: d.routed for name, d in deployments.items() if d.routed} == {family: [model]}
+
+
+async def test_a_diarization_is_routed_by_its_model() -> None:
+    deployment = handle(diarize=answering(DIARIZATION))
+    options = DiarizeOptions(model="demo-pyannote", num_speakers=2)
+    port = ServedDiarizer(deployment, 10.0)
+    assert await port.diarize(AUDIO, options) == DIARIZATION
+    assert deployment.diarize.calls == [("a reference", options, None)]
+    assert deployment.routed == ["demo-pyannote"]
+
+
+async def test_emotions_are_routed_by_their_model() -> None:
+    deployment = handle(classify=answering([CALM]))
+    options = EmotionOptions(model="demo-gigaam-emo")
+    spans = [Span(0.0, 1.0)]
+    assert await ServedEmotions(deployment, 10.0).classify(AUDIO, spans, options) == [CALM]
+    assert deployment.classify.calls == [("a reference", spans, "demo-gigaam-emo", None)]
+    assert deployment.routed == ["demo-gigaam-emo"]
+
+
+def recognise(method: Any) -> Awaitable[object]:
+    deployment = handle(transcribe=method)
+    return transcriber(vosk=deployment).transcribe(
+        AUDIO, TranscribeOptions(model="demo-vosk"), None
+    )
+
+
+def diarize(method: Any) -> Awaitable[object]:
+    port = ServedDiarizer(handle(diarize=method), 10.0)
+    return port.diarize(AUDIO, DiarizeOptions(model="demo-pyannote"))
+
+
+def classify(method: Any) -> Awaitable[object]:
+    port = ServedEmotions(handle(classify=method), 10.0)
+    return port.classify(AUDIO, [Span(0.0, 1.0)], EmotionOptions(model="demo-gigaam-emo"))
+
+
+@pytest.mark.parametrize("use", [recognise, diarize, classify])
+async def test_a_model_whose_replica_dies_twice_is_unavailable(
+    use: Callable[..., Awaitable[object]],
+) -> None:
+    with pytest.raises(ModelUnavailable, match="died twice") as error:
+        await use(raising(ActorDiedError()))
+    assert error.value.retry_after_s == 5.0
+
+
+@pytest.mark.parametrize("use", [recognise, diarize, classify])
+async def test_an_error_of_the_domain_passes_through(
+    use: Callable[..., Awaitable[object]],
+) -> None:
+    with pytest.raises(SpeechError, match="no such thing"):
+        await use(raising(SpeechError("no such thing")))
