@@ -23,8 +23,8 @@ async def when_draining(then: Callable[[], Awaitable[None]]) -> None:
             state = await asyncio.to_thread(
                 _state, context.app_name, context.deployment, context.replica_id.unique_id
             )
-        except (RayError, RuntimeError) as error:
-            logger.warning("the state of this replica cannot be read: %s", error)
+        except (RayError, RuntimeError, KeyError) as error:
+            logger.warning("the state of this replica cannot be read: %r", error)
             continue
         if state == ReplicaState.STOPPING:
             logger.info("this replica is being stopped, live streams end at their next pause")

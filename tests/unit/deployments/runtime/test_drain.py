@@ -1,0 +1,98 @@
+"""The end of a replica: noticed by its state in Serve's details, which may fail to be read."""
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.serve.schema import ReplicaState
+
+from deployments.runtime import drain
+from deployments.runtime.drain import when_draining
+
+WAIT_S = 20.0
+
+
+def details(state: ReplicaState | None) -> dict[str, Any]:
+    """What Serve's controller reports of two replicas, of which "mine" may be absent."""
+    replicas = [{"replica_id": "other", "state": ReplicaState.STOPPING}]
+    if state is not None:
+        replicas.append({"replica_id": "mine", "state": state})
+    return {"applications": {"app": {"deployments": {"Ingress": {"replicas": replicas}}}}}
+
+
+class Controller:
+    """Gives one report after the other, or raises it; the last one again and again."""
+
+    def __init__(self, *reports: dict[str, Any] | Exception) -> None:
+        self.reports = list(reports)
+        self.asked = 0
+
+    def get_serve_details(self) -> dict[str, Any]:
+        self.asked += 1
+        report = self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
+        if isinstance(report, Exception):
+            raise report
+        return report
+
+
+@pytest.fixture
+def controlled(monkeypatch: pytest.MonkeyPatch) -> Callable[[Controller], None]:
+    """Makes this process the replica "mine" of a controller."""
+
+    def use(controller: Controller) -> None:
+        context = SimpleNamespace(
+            app_name="app", deployment="Ingress", replica_id=SimpleNamespace(unique_id="mine")
+        )
+        monkeypatch.setattr(drain.serve, "get_replica_context", lambda: context)
+        monkeypatch.setattr(drain, "_get_global_client", lambda: controller)
+        monkeypatch.setattr(drain, "POLL_S", 0.0)
+
+    return use
+
+
+async def drained(controller: Controller) -> int:
+    """How often the callback ran until the wait ended."""
+    calls = 0
+
+    async def then() -> None:
+        nonlocal calls
+        calls += 1
+
+    await asyncio.wait_for(when_draining(then), WAIT_S)
+    return calls
+
+
+async def test_the_callback_runs_once_when_the_replica_is_stopping(
+    controlled: Callable[[Controller], None],
+) -> None:
+    running, stopping = details(ReplicaState.RUNNING), details(ReplicaState.STOPPING)
+    controller = Controller(running, running, stopping)
+    controlled(controller)
+    assert await drained(controller) == 1
+    assert controller.asked == 3
+
+
+async def test_the_state_of_another_replica_is_not_ours(
+    controlled: Callable[[Controller], None],
+) -> None:
+    controller = Controller(details(None), details(ReplicaState.STOPPING))
+    controlled(controller)
+    assert await drained(controller) == 1
+    assert controller.asked == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RayActorError(), RuntimeError("no controller"), {"applications": {}}],
+    ids=["controller died", "no controller", "controller recovers"],
+)
+async def test_a_state_that_cannot_be_read_is_read_again(
+    controlled: Callable[[Controller], None], error: dict[str, Any] | Exception
+) -> None:
+    controller = Controller(error, error, details(ReplicaState.STOPPING))
+    controlled(controller)
+    assert await drained(controller) == 1
+    assert controller.asked == 3

@@ -1,0 +1,146 @@
+"""The base of the model deployments: engines by model id, their bounds, and Serve's hooks."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from configs.catalogue import Catalogue
+from configs.settings import ModelSettings
+from deployments.runtime import host
+from deployments.runtime.host import EngineHost, RecogniserHost
+from deployments.runtime.model_access import Hardware, ModelFiles
+from speech.audio import Audio, Samples
+from speech.errors import ModelNotFound
+from speech.ports import TranscribeOptions
+from speech.transcript import Recognition, Segment
+
+WAIT_S = 20.0
+STEREO = Audio(np.zeros(3, np.float32), np.array([[1, 1, 1], [2, 2, 2]], np.float32))
+
+
+class Engine:
+    """Recognises the samples as numbers; can be held between two pieces of its work."""
+
+    def __init__(self, model: str, proceed: threading.Event) -> None:
+        self.model = model
+        self.proceed = proceed
+
+    def transcribe(
+        self,
+        samples: Samples,
+        options: TranscribeOptions,
+        cancelled: Callable[[], bool],
+        report: Callable[[float], None],
+    ) -> Recognition:
+        report(1.0)
+        assert self.proceed.wait(WAIT_S)
+        assert not cancelled()
+        return Recognition((Segment(0.0, 1.0, f"{self.model} {samples.tolist()}"),), "en", 1.0)
+
+
+class Recogniser(RecogniserHost):
+    """A deployment of fake engines."""
+
+    def load(self, model: str) -> Engine:
+        if model == "missing":
+            raise ModelNotFound("no such model")
+        self.loads = [*getattr(self, "loads", []), model]
+        self.proceed = threading.Event()
+        self.proceed.set()
+        return Engine(model, self.proceed)
+
+
+@pytest.fixture
+def announced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The model ids that were announced to Serve, which is not there."""
+    ids: list[str] = []
+
+    def multiplexed(load: Any, max_num_models_per_replica: int) -> Any:
+        async def announce(model: str) -> str:
+            ids.append(model)
+            return model
+
+        return announce
+
+    monkeypatch.setattr(host.serve, "multiplexed", multiplexed)
+    monkeypatch.setattr(host, "hardware", lambda settings: Hardware("cpu", "auto", 1))
+    return ids
+
+
+def recogniser(**settings: Any) -> Recogniser:
+    files = ModelFiles(Catalogue.load(), Path(), offline=True)
+    return Recogniser(ModelSettings.model_validate({"default_model": "a", **settings}), files)
+
+
+def models(deployment: EngineHost[Any]) -> list[str]:
+    return sorted(entry["model_name"] for entry in deployment.cache_stats())
+
+
+def options(model: str) -> TranscribeOptions:
+    return TranscribeOptions(model=model)
+
+
+async def test_preloaded_models_are_loaded_and_announced(announced: list[str]) -> None:
+    deployment = recogniser(preload=["a", "b"])
+    assert models(deployment) == ["a", "b"]
+    await deployment.check_health()
+    assert sorted(announced) == ["a", "b"]
+
+
+async def test_a_call_runs_on_the_engine_of_its_model_with_the_samples_of_its_channel(
+    announced: list[str],
+) -> None:
+    deployment = recogniser(preload=[])
+    packed = await deployment.transcribe(STEREO, options("b"), 1, None)
+    (segment,) = Recognition.unpack(packed).segments
+    assert segment.text == "b [2.0, 2.0, 2.0]"
+    assert announced == ["b"]
+    await deployment.transcribe(STEREO, options("b"), None, None)
+    assert deployment.loads == ["b"]
+
+
+async def test_a_model_that_cannot_be_loaded_fails_the_call_alone(announced: list[str]) -> None:
+    deployment = recogniser()
+    with pytest.raises(ModelNotFound):
+        await deployment.transcribe(STEREO, options("missing"), None, None)
+    assert await deployment.transcribe(STEREO, options("a"), None, None)
+
+
+async def test_the_progress_of_a_job_is_reported_while_its_call_runs(announced: list[str]) -> None:
+    deployment = recogniser()
+    deployment.proceed.clear()
+    running = asyncio.create_task(deployment.transcribe(STEREO, options("a"), None, "job_1"))
+    async with asyncio.timeout(WAIT_S):
+        while deployment.progress() != {"job_1": 1.0}:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    deployment.proceed.set()
+    await running
+    assert deployment.progress() == {}
+
+
+async def test_new_bounds_hold_at_once_and_the_arguments_again_when_absent(
+    announced: list[str],
+) -> None:
+    deployment = recogniser(preload=["a", "b"], max_models=2)
+    deployment.reconfigure({"max_models": 1})
+    assert models(deployment) == ["b"]
+    deployment.reconfigure({})
+    await deployment.transcribe(STEREO, options("a"), None, None)
+    assert models(deployment) == ["a", "b"]
+
+
+def test_a_misspelt_bound_is_refused(announced: list[str]) -> None:
+    with pytest.raises(ValidationError, match="max_model"):
+        recogniser().reconfigure({"max_model": 1})
+
+
+async def test_an_idle_model_is_unloaded_by_the_health_check(announced: list[str]) -> None:
+    deployment = recogniser(idle_ttl_s=1e-9)
+    await deployment.check_health()
+    assert models(deployment) == []
