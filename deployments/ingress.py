@@ -25,7 +25,7 @@ from deployments.runtime.model_access import ModelFiles
 
 @serve.ingress()
 class Ingress:
-    """Speaks every dialect and runs the graph."""
+    """Serves every dialect and runs the graph."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Ingress:
         self._draining: asyncio.Task[None] | None = None
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
-        """What :class:`deployments.runtime.scaling.FollowRequests` looks at."""
+        """The input of :class:`deployments.runtime.scaling.FollowRequests`."""
         return {"lag_s": recognition_lag_s(self._ports)}
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -1,4 +1,4 @@
-"""Runners of jobs as a deployment: they take jobs from the store and run the graph over them."""
+"""Runners of jobs as a deployment: they lease jobs from the store and run the graph on them."""
 
 import asyncio
 import logging
@@ -29,13 +29,13 @@ from speech.transcript import Transcript
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
 FOLLOW_S = 1.0
-"""Seconds between two looks at how far the recognisers are."""
+"""Seconds between two queries of the recognisers' progress."""
 LAST_WRITES_S = 5.0
-"""Part of the drain that is kept for giving jobs back."""
+"""Part of the drain that is reserved for releasing jobs."""
 
 
 class JobRunner:
-    """Runs jobs through the same graph as the ingress, as calls that give way to online ones."""
+    """Runs jobs through the graph of the ingress, as batch calls that yield to interactive ones."""
 
     def __init__(
         self,
@@ -80,19 +80,19 @@ class JobRunner:
             progress.seconds_done = done.get(job, progress.seconds_done)
 
     async def check_health(self) -> None:
-        """Called by Serve before the replica is ready, which is when it begins to work."""
+        """Called by Serve before the replica is ready, which is when it starts to work."""
         if self._running is None:
             self._running = asyncio.create_task(self._worker.run())
         elif self._running.done():
             self._running.result()
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
-        """What :class:`deployments.runtime.scaling.FollowJobs` looks at."""
+        """The input of :class:`deployments.runtime.scaling.FollowJobs`."""
         load = await asyncio.to_thread(self._store.load)
         return {"jobs": load.queued + load.processing}
 
     async def __del__(self) -> None:
-        """Called by Serve when the replica is stopped: finish what runs, or give it back."""
+        """Called by Serve when the replica is stopped: finish the running jobs, or release them."""
         if self._running is None:
             return
         self._worker.stop()
@@ -113,7 +113,7 @@ def job_options(settings: JobSettings) -> dict[str, Any]:
 
 
 def job_desk(settings: JobSettings) -> JobDesk:
-    """What the ingress hands jobs in at."""
+    """Where the ingress submits jobs."""
     webhooks = _webhooks(settings)
 
     def no_webhooks(url: str) -> None:
@@ -133,7 +133,7 @@ def _store(settings: JobSettings) -> SqlJobStore:
         return SqlJobStore(settings.database.get_secret_value())
     machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(machines) > 1:
-        raise ValueError("jobs.database: SQLite serves one machine, give the URL of a PostgreSQL")
+        raise ValueError("jobs.database: SQLite serves one machine, set the URL of a PostgreSQL")
     return SqlJobStore(f"sqlite:///{Path(settings.directory) / 'jobs.sqlite3'}")
 
 

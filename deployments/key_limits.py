@@ -24,8 +24,8 @@ COUNTER = "key_counter"
 LEASE_S = 10.0
 """How long a replica that died still holds its places."""
 RENEW_S = 3.0
-ASK_S = 1.0
-"""Longest wait for the actor; it answers in a millisecond or two."""
+ANSWER_TIMEOUT_S = 1.0
+"""Longest wait for the actor, which answers within milliseconds."""
 
 
 @ray.remote(num_cpus=0)
@@ -44,19 +44,19 @@ def counter_options() -> dict[str, Any]:
 class SharedLimits:
     """Implements :class:`api.auth.key_limits.KeyLimits` for one of the replicas.
 
-    While the actor cannot be asked, the replica counts alone; when it is back, the replica tells it
-    what it holds.
+    While the actor cannot be reached, the replica counts alone; afterwards it reports what it holds
+    to the actor.
     """
 
     def __init__(self) -> None:
-        self._here = KeyCounter()  # what this replica holds, told to the actor again and again
+        self._local = KeyCounter()  # what this replica holds; it is reported with every renewal
         self._actor: ActorHandle[Any] | None = None
         self._lost_at: float | None = None
         self._renewing: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def hold(self, key: Key) -> AsyncIterator[None]:
-        """See :class:`api.auth.key_limits.KeyLimits`; a key without limits asks nobody."""
+        """See :class:`api.auth.key_limits.KeyLimits`; a key without limits is not counted."""
         if not key.limited:
             yield
             return
@@ -69,42 +69,42 @@ class SharedLimits:
                 raise LimitReached(refusal)
             yield
         finally:
-            self._here.leave(key.id, place)
+            self._local.leave(key.id, place)
             if self._actor is not None:
                 self._actor.leave.remote(key.id, place)
 
     async def _enter(self, key: Key, place: str) -> Refusal | None:
-        asked = (key.id, key.rate, key.concurrent, place)
-        actor = await self._found()
+        request = (key.id, key.rate, key.concurrent, place)
+        actor = await self._counter()
         if actor is not None:
             try:
-                refusal: Refusal | None = await _answer(actor.enter.remote(*asked))
+                refusal: Refusal | None = await _answer(actor.enter.remote(*request))
             except (RayError, TimeoutError) as error:
                 self._lose(error)
             else:
                 if refusal is None:
-                    self._here.renew({key.id: [place]})
+                    self._local.renew({key.id: [place]})
                 return refusal
-        return self._here.enter(*asked)
+        return self._local.enter(*request)
 
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
-            held = self._here.held()
-            actor = await self._found() if held else None
+            actor = await self._counter() if self._local.held() else None
             if actor is not None:
                 try:
-                    await _answer(actor.renew.remote(held))
+                    # Read after the wait: a place that was left meanwhile must not be renewed.
+                    await _answer(actor.renew.remote(self._local.held()))
                 except (RayError, TimeoutError) as error:
                     self._lose(error)
 
-    async def _found(self) -> "ActorHandle[Any] | None":
-        """The actor, looked for again every RENEW_S once it is lost."""
-        lately = self._lost_at is not None and time.monotonic() - self._lost_at < RENEW_S
-        if self._actor is None and not lately:
+    async def _counter(self) -> "ActorHandle[Any] | None":
+        """The actor; once it is lost, None or the next attempt to find it every RENEW_S."""
+        recently_lost = self._lost_at is not None and time.monotonic() - self._lost_at < RENEW_S
+        if self._actor is None and not recently_lost:
             try:
-                found = asyncio.to_thread(serve.get_deployment_actor, COUNTER)
-                self._actor = await _answer(found)
+                finding = asyncio.to_thread(serve.get_deployment_actor, COUNTER)
+                self._actor = await _answer(finding)
             except (RayError, RayServeException, ValueError, TimeoutError) as error:
                 self._lose(error)
             else:
@@ -119,5 +119,5 @@ class SharedLimits:
 
 
 async def _answer(reference: Any) -> Any:
-    async with asyncio.timeout(ASK_S):
+    async with asyncio.timeout(ANSWER_TIMEOUT_S):
         return await reference

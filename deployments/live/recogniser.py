@@ -1,4 +1,4 @@
-"""Recognisers of live streams as a deployment; its streams come over lanes, not as Serve calls."""
+"""Recognisers of live streams as a deployment; streams arrive on lanes, not as Serve calls."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,7 +18,7 @@ from deployments.runtime.options import serve_options
 from deployments.runtime.scaling import FollowStreams
 
 _CALLS_AT_ONCE = 64
-"""Ingresses that ask for the address at the same time."""
+"""Ingresses that request the address at the same time."""
 
 
 class Live:
@@ -51,11 +51,11 @@ class Live:
         return asdict(address)
 
     async def check_health(self) -> None:
-        """Called by Serve before the replica is ready, which is when it begins to listen."""
+        """Called by Serve before the replica is ready, which is when it starts to listen."""
         await self._server.start()
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
-        """What :class:`deployments.runtime.scaling.FollowStreams` looks at."""
+        """The input of :class:`deployments.runtime.scaling.FollowStreams`."""
         return {"streams": self._server.streams, "lag_s": self._recognizer.lag_s()}
 
 
@@ -70,7 +70,7 @@ def live_options(settings: LiveSettings) -> dict[str, Any]:
 
 
 def lane_directory(handle: DeploymentHandle[Any]) -> Directory:
-    """Asks all replicas of :class:`Live` for their addresses; a dying one is left out."""
+    """The addresses of all replicas of :class:`Live` that answer."""
 
     async def addresses() -> list[LaneAddress]:
         answers = await handle.broadcast("lane").results_async(return_exceptions=True)

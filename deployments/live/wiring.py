@@ -1,4 +1,4 @@
-"""What an ingress replica hears live streams with: detectors and engines of its own, or lanes."""
+"""The models of an ingress replica for live streams: detectors, engines of its own, or lanes."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -26,7 +26,7 @@ from speech.ports import SpeakerEmbedder, StreamingRecognizer, VoiceActivity
 def live_models(
     live: LiveSettings | None, ingress: IngressSettings, defaults: Mapping[Family, str]
 ) -> LiveModels:
-    """The models that live streams use when they name none."""
+    """The models of live streams that name none."""
     return LiveModels(
         streaming=live.default_model if live else None,
         utterance=defaults.get("vosk"),
@@ -73,14 +73,14 @@ def _streaming(
         )
     from engines.vosk.local_recognizer import LocalRecognizer
 
-    # The engine lives in the ingress replica, with what that was given.
+    # The engine runs in the ingress replica, on its resources.
     found = hardware(live.model_copy(update={"resources": ingress.resources}))
     load = partial(streaming_engine, files, found)
     return LocalRecognizer(load, tick_s=live.tick_s, max_streams=live.max_streams)
 
 
 def recognition_lag_s(ports: LivePorts) -> float:
-    """How late the recogniser in this process is; replicas of their own scale by their own lag."""
+    """The lag of the recogniser in this process; recogniser replicas scale by their own."""
     if ports.streaming is None or isinstance(ports.streaming, LaneRecognizer):
         return 0.0
     from engines.vosk.local_recognizer import LocalRecognizer
@@ -111,7 +111,7 @@ class _Detectors:
 
 
 class _Both:
-    """Somebody speaks where two detectors agree; they hear the same windows."""
+    """Speech where two detectors agree; both process the same windows."""
 
     def __init__(self, first: VoiceActivity, second: VoiceActivity) -> None:
         self._first = first

@@ -1,4 +1,4 @@
-"""The service behind every dialect: names become models, the graph runs, replicas are looked at."""
+"""The service behind every dialect: the graph on the deployments, and the state of replicas."""
 
 import asyncio
 import logging
@@ -29,13 +29,13 @@ logger = logging.getLogger(f"speechgraph.{__name__}")
 
 STATS_TIMEOUT_S = 5.0
 STATUS_AGE_S = 1.0
-"""Readiness asks the Serve controller at most this often."""
+"""Readiness is that of the Serve controller, at most so many seconds old."""
 
 
 class GraphService:
     """Implements :class:`api.service.SpeechService` on the deployments of one application.
 
-    ``defaults`` names the default model of each family that runs here, ``timeouts_s`` the longest
+    ``defaults`` has the default model of each family that runs here, ``timeouts_s`` the longest
     call of each deployment.
     """
 
@@ -70,7 +70,7 @@ class GraphService:
 
     @property
     def catalogue(self) -> Catalogue:
-        """All models that are known, served here or not."""
+        """All models of the catalogue, served here or not."""
         return self._catalogue
 
     @property
@@ -80,7 +80,7 @@ class GraphService:
 
     @property
     def default_models(self) -> Mapping[Task, str]:
-        """The model that does a task when the request names none."""
+        """The model of each task for requests that name none."""
         tasks: dict[Task, str] = {"transcribe": self._default_transcriber}
         if "diarization" in self._defaults:
             tasks["diarization"] = self._defaults["diarization"]
@@ -89,17 +89,17 @@ class GraphService:
         return tasks
 
     async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
-        """Run the graph on resolved models. Raises the family of :mod:`speech.errors`."""
+        """Run the graph on resolved models. Raises SpeechError."""
         return await self._graph.process(data, options)
 
     async def process_job(
         self, job: str, data: bytes, options: ProcessOptions, begin: Callable[[Stage], None]
     ) -> Transcript:
-        """The same behind the requests of all clients; ``begin`` hears of each stage."""
+        """The same as batch calls; ``begin`` is called with each stage."""
         return await self._graph_for(job, begin).process(data, options)
 
     async def seconds_done(self) -> Mapping[str, float]:
-        """Seconds of audio recognised so far, by job, of all that are being recognised."""
+        """Seconds of audio recognised so far, by job, of the jobs being recognised."""
         recognisers = FAMILIES["transcribe"] & self.families
         found = await asyncio.gather(*(self._ask_all(family, "progress") for family in recognisers))
         return dict(chain.from_iterable(jobs.items() for replicas in found for jobs in replicas))
@@ -111,7 +111,7 @@ class GraphService:
         return self._graph.stream(data, options)
 
     async def ready(self) -> Mapping[str, bool]:
-        """Whether each deployment that keeps replicas has one that runs with its models loaded."""
+        """Whether each deployment has a replica that runs, with its models loaded."""
         asked_at, states = self._ready
         if time.monotonic() - asked_at > STATUS_AGE_S:
             states = await asyncio.to_thread(_running, serve.get_replica_context().app_name)
@@ -119,12 +119,12 @@ class GraphService:
         return states
 
     async def cache_stats(self) -> list[dict[str, Any]]:
-        """The loaded models of every replica that answers within STATS_TIMEOUT_S."""
+        """The loaded models of all families whose replicas answer within STATS_TIMEOUT_S."""
         found = await asyncio.gather(*(self._ask_all(f, "cache_stats") for f in self._defaults))
         return [entry for replicas in found for entries in replicas for entry in entries]
 
     async def _ask_all(self, family: Family, method: str) -> list[Any]:
-        """What every replica answers; nothing if one of them does not, or there is none."""
+        """The answer of every replica; none at all if one of them does not answer."""
         try:
             async with asyncio.timeout(STATS_TIMEOUT_S):
                 return list(await self._handles[family].broadcast(method).results_async())

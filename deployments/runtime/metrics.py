@@ -24,7 +24,7 @@ def observe_stage(stage: Stage, seconds: float) -> None:
 
 @cache
 def _live_sessions() -> metrics.Gauge:
-    return metrics.Gauge("speechgraph_live_sessions", "Live streams that an ingress replica hears.")
+    return metrics.Gauge("speechgraph_live_sessions", "Live streams of an ingress replica.")
 
 
 @cache
@@ -37,7 +37,7 @@ def _live_lag_seconds() -> metrics.Histogram:
 
 
 def observe_sessions(count: int) -> None:
-    """Record how many live sessions there are."""
+    """Record the number of live sessions."""
     _live_sessions().set(count)
 
 

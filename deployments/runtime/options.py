@@ -8,7 +8,7 @@ from ray.serve.config import RequestRouterConfig
 from configs.settings import METRICS_INTERVAL_S, Deployment
 
 READY_TO_RUN = 2
-"""Requests that wait inside a replica, so that its engine has the next one when it is done."""
+"""Requests that wait inside a replica, so that its engine need not wait for the next one."""
 
 
 def threads(settings: Deployment) -> int:
@@ -19,10 +19,10 @@ def threads(settings: Deployment) -> int:
 def serve_options(settings: Deployment, running_at_once: int, jobs: int = 0) -> dict[str, Any]:
     """Options for ``serve.deployment(cls, **options)``.
 
-    A replica is handed only a few requests more than it runs at once, so that load spreads over
-    replicas; ``max_queue`` more wait at the caller, one more is refused there. ``jobs`` is the
-    number of jobs that may run at once: were all of them at one replica, they would stand aside
-    there, and must not keep others from being handed to it.
+    A replica accepts only a few requests more than it runs at once, so that load spreads over
+    replicas; ``max_queue`` more wait at the caller, one more is rejected there. ``jobs`` is the
+    number of jobs that may run at once: even when the batch calls of all of them are at one
+    replica, it accepts the interactive calls that they yield to.
     """
     scaling, resources, life = settings.scaling, settings.resources, settings.lifecycle
     return {

@@ -1,4 +1,4 @@
-"""How many replicas requests, live streams and waiting jobs need.
+"""How many replicas requests, live streams and queued jobs need.
 
 Serve copies this module into its controller by value, so it imports nothing of the project.
 """
@@ -10,13 +10,13 @@ from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 
 LAG_LIMIT_S = 0.5
-"""Seconds that audio may wait for its words before one more replica is wanted."""
+"""Seconds that audio may wait for its words before one more replica is added."""
 
 
 class FollowStreams:
-    """An autoscaling policy: a replica per ``target_streams``, one more while one lags behind.
+    """An autoscaling policy: a replica per ``target_streams``, one more while one lags.
 
-    It looks at what ``record_autoscaling_stats`` of the replicas gave: ``streams`` and ``lag_s``.
+    Its input is what the replicas record for autoscaling: ``streams`` and ``lag_s``.
     Serve keeps the result within the deployment's bounds and delays.
     """
 
@@ -28,23 +28,23 @@ class FollowStreams:
         streams = stats.get("streams", {}).values()
         if not streams:
             return context.target_num_replicas, {}
-        wanted = math.ceil(sum(streams) / self._target_streams)
-        return _more_if_late(wanted, context), {}
+        needed = math.ceil(sum(streams) / self._target_streams)
+        return _one_more_if_late(needed, context), {}
 
 
 class FollowRequests:
-    """Serve's own policy, sockets being requests, and one more replica while one lags behind."""
+    """Serve's own policy, to which a socket is a request, and one more replica while one lags."""
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-        wanted, state = replica_queue_length_autoscaling_policy(context)
-        return _more_if_late(wanted, context), state
+        needed, state = replica_queue_length_autoscaling_policy(context)
+        return _one_more_if_late(needed, context), state
 
 
 class FollowJobs:
-    """An autoscaling policy: enough replicas to run every job that waits or runs.
+    """An autoscaling policy: enough replicas for every job that is queued or runs.
 
-    It looks at what ``record_autoscaling_stats`` of the replicas gave: each says ``jobs``, the
-    number of all. Serve keeps the result within the deployment's bounds and delays.
+    Its input is what the replicas record for autoscaling: each has ``jobs``, the number of all.
+    Serve keeps the result within the deployment's bounds and delays.
     """
 
     def __init__(self, concurrency: int) -> None:
@@ -57,7 +57,7 @@ class FollowJobs:
         return math.ceil(max(counts) / self._concurrency), {}
 
 
-def _more_if_late(wanted: float, context: AutoscalingContext) -> float:
+def _one_more_if_late(needed: float, context: AutoscalingContext) -> float:
     lags_s = (context.aggregated_metrics or {}).get("lag_s", {}).values()
     late = max(lags_s, default=0.0) > LAG_LIMIT_S
-    return max(wanted, context.current_num_replicas + 1) if late else wanted
+    return max(needed, context.current_num_replicas + 1) if late else needed
