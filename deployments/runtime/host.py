@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from ray import serve
 from ray.serve import metrics
 
-from configs.settings import ReloadableSettings, ModelSettings
+from configs.settings import ModelSettings, ReloadableSettings
 from deployments.runtime.model_access import ModelFiles, hardware
 from deployments.runtime.worker import Call, Worker
 from engines.cache import ModelCache

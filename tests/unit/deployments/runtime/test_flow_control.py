@@ -8,7 +8,7 @@ import pytest
 from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from starlette.types import Message, Receive, Scope, Send
 
-from api.live.conversation import FLOW_CONTROL
+from api.live.websocket import FLOW_CONTROL
 from deployments.runtime.flow_control import MAX_QUEUED_FRAMES, FlowControl
 
 FRAME = {"type": "websocket.receive", "bytes": b"audio"}
