@@ -65,7 +65,12 @@ def make_app(
         Middleware(RequestId, server_echoes=server_echoes_request_id),
         Middleware(whisper_rest.Cors),
         Middleware(ErrorBoundary, shapes=shapes),
-        Middleware(BodyLimit, max_bytes=upload_bounds),
+        Middleware(
+            BodyLimit,
+            max_bytes=upload_bounds,
+            min_bytes_per_s=settings.min_upload_bytes_per_s,
+            stall_s=settings.upload_stall_timeout_s,
+        ),
     ]
     if keys is not None:
         guard = Middleware(KeyCheck, keys=keys, limits=key_limits or LocalLimits(), shapes=shapes)

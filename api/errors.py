@@ -34,6 +34,7 @@ STATUS: Mapping[str, int] = {
     "audio_too_large": 413,
     "audio_too_long": 413,
     "stream_too_long": 413,
+    "upload_too_slow": 408,
     "idle_timeout": 408,
     "overloaded": 503,
     "too_far_ahead": 503,
@@ -181,6 +182,7 @@ _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "S
 _DESCRIPTIONS = {
     400: "The audio is empty, or the form is malformed.",
     404: "There is nothing of that name.",
+    408: "The upload stalls or is too slow.",
     413: "The upload has too many bytes, or the audio too many seconds.",
     415: "The upload cannot be decoded as audio.",
     422: "The request is incomplete, contradictory, or asks for what is not served here.",

@@ -279,8 +279,22 @@ class IngressSettings(Deployment):
         gt=0,
         description="The same on OpenAI's routes, where it is OpenAI's own bound.",
     )
+    min_upload_bytes_per_s: int = Field(
+        2048,
+        ge=1,
+        description="Slowest average rate of a request body. An upload that is more than two "
+        "seconds behind it yields its place when all places are taken.",
+    )
+    upload_stall_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="How far an upload may fall behind that rate, and so the longest wait for its "
+        "next bytes; answered with 408.",
+    )
     max_concurrent_requests: int = Field(
-        32, ge=1, description="Requests processed at once per ingress replica; one more gets 503."
+        32,
+        ge=1,
+        description="Requests at once per ingress replica, uploads included; one more gets 503.",
     )
     request_timeout_s: float = Field(
         3600.0, gt=0, description="Longest request, answered with 504."

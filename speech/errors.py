@@ -53,6 +53,12 @@ class AudioTooLarge(SpeechError):
     code = "audio_too_large"
 
 
+class UploadTooSlow(SpeechError):
+    """The upload stalls, or has fewer bytes per second than this service waits for."""
+
+    code = "upload_too_slow"
+
+
 class AudioTooLong(SpeechError):
     """The audio decodes to more seconds than this service takes."""
 

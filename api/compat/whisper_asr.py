@@ -169,7 +169,7 @@ def router(service: SpeechService, defaults: AsrSettings, route_class: type[APIR
         PATH,
         summary="What was said, as Whisper tells it",
         response_model=AsrTranscription | AsrText,
-        responses={200: {"content": {"text/plain": {}}}, **responses(400, 413, 415, 422)}
+        responses={200: {"content": {"text/plain": {}}}, **responses(400, 408, 413, 415, 422)}
         | responses(500, 503, 504),
     )
     async def transcribe(

@@ -35,7 +35,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {
         "model": OpenAIErrorBody,
         "description": "400: the form or the audio is not what this route takes. 404: there is no "
-        "such model. 413: too many bytes, or too many seconds.",
+        "such model. 408: the upload stalls or is too slow. 413: too many bytes, or too many "
+        "seconds.",
     },
     "5XX": {
         "model": OpenAIErrorBody,

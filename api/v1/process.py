@@ -322,7 +322,7 @@ def router(
         "/v1/process",
         summary="Transcribe, diarize and read the emotions of a file",
         response_model=ProcessResponse,
-        responses=responses(400, 413, 415, 422, 500, 503, 504),
+        responses=responses(400, 408, 413, 415, 422, 500, 503, 504),
     )
     async def process(
         *,

@@ -11,7 +11,6 @@ import httpx
 import openai
 import pytest
 import pytest_asyncio
-import uvicorn
 from openai import AsyncOpenAI, OpenAI
 from openai.types.audio import (
     TranscriptionDiarized,
@@ -22,7 +21,6 @@ from openai.types.audio import (
     TranslationVerbose,
 )
 from pydantic import TypeAdapter
-from starlette.types import ASGIApp
 
 from api.errors import STATUS
 from api.openai import responses as rendered
@@ -39,7 +37,7 @@ from speech.errors import (
 )
 from speech.ports import DEFAULT_TEMPERATURES, DiarizeOptions, EmotionOptions, TranscribeOptions
 from speech.transcript import EmotionSpan, Segment, Transcript, Turn, Word
-from tests.unit.fake_service import FakeService, app_of
+from tests.unit.fake_service import FakeService, app_of, listening
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -63,23 +61,6 @@ TRANSCRIPT = Transcript(
 TEXT = "Hello there. Good. Bye."
 USAGE = {"type": "duration", "seconds": 4}
 FILE = ("speech.wav", b"RIFF")
-
-
-@asynccontextmanager
-async def listening(app: ASGIApp) -> AsyncIterator[str]:
-    """The address of the app on a free port."""
-    config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none")
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        assert not serving.done()
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = server.force_exit = True
-        await serving
 
 
 class Api:
