@@ -1,6 +1,6 @@
-"""One module per model family, each adapting a library to a port of the domain. No Ray, no HTTP."""
+"""A package or module per model family, adapting a library to a port. No Ray, no HTTP."""
 
 import os
 
-# From 1.29 on ONNX Runtime tells its maker of every session; it looks at this when it is loaded.
+# ONNX Runtime 1.29 and later send telemetry about every session; this is read at its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

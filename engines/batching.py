@@ -1,4 +1,4 @@
-"""Micro-batches: one thread works, and what comes meanwhile waits and goes into it together."""
+"""Micro-batching: items that arrive while a batch runs form the next batch."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,19 +12,19 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 LONGEST_TICKS = 4
-"""With live recognition's tick of 40 ms a busy thread works every 160 ms: about a step of its
-models, in which every stream gets ready to join the batch."""
+"""With the tick of 40 ms of live recognition, batches under load begin every 160 ms: about one step
+of its models, within which every stream has audio for the next batch."""
 
 
 class MicroBatcher(Generic[T, R]):
-    """Awaits ``run`` for single items, and calls it with many.
+    """Callers submit single items; ``run`` is called with batches.
 
-    ``run`` maps items to results of the same number and order, in a thread that nothing else uses;
-    an exception among the results fails its item alone, one that is raised fails the batch. It is
-    called with all that waits, at most ``max_batch`` items, as soon as it has returned from the
-    batch before and ``tick_s`` seconds have gone by since that began, or twice as long as it took,
-    up to :data:`LONGEST_TICKS` ticks: a longer tick makes batches larger, which cost less, and
-    answers later, so that it grows with the load. For one event loop at a time.
+    ``run`` maps items to results of the same number and order, in a thread of its own; an exception
+    among the results fails its item alone, a raised one fails the batch. A batch takes all waiting
+    items, at most ``max_batch``. It begins when the one before has returned, and at least
+    ``tick_s`` seconds, or twice the duration of the one before up to :data:`LONGEST_TICKS` ticks,
+    after that began: longer ticks make larger batches, which cost less per item and delay results,
+    so the tick grows with the load. For one event loop at a time.
     """
 
     def __init__(
@@ -40,18 +40,17 @@ class MicroBatcher(Generic[T, R]):
         self._tick_s = tick_s
         self._max_waiting = max_waiting
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
-        self._waiting: dict[asyncio.Future[R], T] = {}  # in the order of their coming
+        self._waiting: dict[asyncio.Future[R], T] = {}  # in order of arrival
         self._worker: asyncio.Task[None] | None = None
         self._next = float("-inf")
 
     async def submit(self, item: T) -> R:
-        """The result of one item; cancelled before it ran, it never runs.
+        """The result of one item; an item that is cancelled while it waits never runs.
 
-        Raises Overloaded when ``max_waiting`` items wait already, Cancelled after :meth:`close`,
-        and what ``run`` says of the item.
+        Raises Overloaded when ``max_waiting`` items are waiting, and the exception of ``run``.
         """
         if len(self._waiting) >= self._max_waiting:
-            raise Overloaded(f"{len(self._waiting)} pieces of work wait already")
+            raise Overloaded(f"{len(self._waiting)} items are waiting already")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._waiting[future] = item
@@ -66,12 +65,12 @@ class MicroBatcher(Generic[T, R]):
         loop = asyncio.get_running_loop()
         try:
             while self._waiting:
-                # Even without a tick to wait for: tasks that are ready now get to submit theirs.
+                # Also without a tick: lets tasks that are ready submit their items first.
                 await asyncio.sleep(self._next - loop.time())
                 batch = dict(islice(self._waiting.items(), self._max_batch))
                 for future in batch:
                     del self._waiting[future]
-                # A future is cancelled before its awaiting task hears of it.
+                # A cancelled future leaves the queue only when its awaiting task runs.
                 batch = {future: item for future, item in batch.items() if not future.done()}
                 if batch:
                     began = loop.time()

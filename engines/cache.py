@@ -1,4 +1,4 @@
-"""Loaded models, kept while they are worth their memory."""
+"""A bounded cache of loaded models with LRU and idle eviction."""
 
 import gc
 import math
@@ -21,7 +21,7 @@ NEVER = -1.0
 
 @dataclass(eq=False)
 class _Entry(Generic[T]):
-    """A model that is loaded or being loaded; with users it is never evicted."""
+    """A model that is loaded or loading; never evicted while it has users."""
 
     model: Future[T] = field(default_factory=Future)
     users: int = 0
@@ -37,13 +37,13 @@ class _Entry(Generic[T]):
 
 
 class ModelCache(Generic[T]):
-    """At most ``max_models`` loaded models, the least recently used unused one goes first.
+    """At most ``max_models`` loaded models; evicts the least recently used of those not in use.
 
     For threads, not for an event loop: :meth:`use` blocks while a model loads. ``load`` runs
-    outside the lock, once per key however many ask, so a slow load delays nobody who wants another
-    model that is there already. ``wait_s`` bounds the wait for room and for the load of another
-    thread. ``idle_ttl_s``: seconds until :meth:`evict_idle` drops an unused model, −1 never,
-    0 as soon as its last user is done.
+    outside the lock and once per key for all concurrent callers, so that a slow load does not
+    delay users of other, loaded models. ``wait_s`` bounds the wait for room and for the load of
+    another thread. ``idle_ttl_s``: seconds until :meth:`evict_idle` evicts an unused model,
+    −1 never, 0 as soon as its last user is done.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class ModelCache(Generic[T]):
 
     @contextmanager
     def use(self, key: str) -> Iterator[T]:
-        """The model of ``key``, loaded if need be, and kept for as long as the block runs.
+        """The model of ``key``, loaded if necessary, and not evicted while the block runs.
 
-        Raises Overloaded when every place is taken by a model in use for ``wait_s`` seconds, and
-        whatever ``load`` raises (to all who waited for that load; the next use loads again).
+        Raises Overloaded when all models stay in use for ``wait_s`` seconds, and whatever ``load``
+        raises (in all threads that waited for that load; the next use loads again).
         """
         entry = self._enter(key)
         try:
@@ -162,15 +162,15 @@ class ModelCache(Generic[T]):
         self._evict(idle[:surplus])
 
     def _collect(self) -> None:
-        # Torch modules hold themselves in cycles; without a collection their memory stays taken.
-        # Not done when a user leaves: his frame still refers to the model.
+        # Torch modules are in reference cycles: their memory is freed by a collection only.
+        # Not done when a user leaves: its frame still refers to the model.
         with self._changed:
             due, self._uncollected = self._uncollected, False
         if due:
             gc.collect()
 
     def evict_idle(self) -> list[str]:
-        """Drop the models unused for the idle TTL or longer; returns their keys."""
+        """Evict the models unused for the idle TTL or longer; returns their keys."""
         with self._changed:
             ttl_s = math.inf if self._idle_ttl_s == NEVER else self._idle_ttl_s
             now = self._clock()
@@ -186,7 +186,7 @@ class ModelCache(Generic[T]):
         return dropped
 
     def configure(self, max_models: int, idle_ttl_s: float) -> None:
-        """Change the limits live; surplus models go now, those in use when they are done."""
+        """Change the limits; surplus models are evicted now, those in use after their use."""
         with self._changed:
             self._set_limits(max_models, idle_ttl_s)
             self._evict_down_to(max_models)
@@ -197,8 +197,8 @@ class ModelCache(Generic[T]):
         """The loaded models, least recently used first.
 
         ``loaded_at`` and ``last_used`` are unix seconds; ``estimated_mem_bytes`` is how much the
-        resident memory of the process grew during the load (it counts neither GPU memory nor
-        what the allocator had in reserve, and too much when two models load at once).
+        resident memory of the process grew during the load: without GPU memory and memory that
+        the allocator reused, and too much when two models load at once.
         """
         with self._changed:
             now = self._clock()
@@ -224,7 +224,7 @@ _STATM = Path("/proc/self/statm")
 
 
 def _resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not tell."""
+    """Resident memory of this process; 0 where the system does not report it."""
     try:
         return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
     except OSError:

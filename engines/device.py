@@ -1,4 +1,4 @@
-"""Where a model runs: what was asked for, and what is there."""
+"""The device of a model: CPU or CUDA, by setting, assignment and availability."""
 
 import ctypes
 import logging
@@ -13,11 +13,11 @@ def resolve(
     gpu_ids: Sequence[object] | None,
     usable: Callable[[], bool] | None = None,
 ) -> Literal["cpu", "cuda"]:
-    """The device a model is to be loaded on; never fails, falls back to the CPU with a warning.
+    """The device to load a model on; never fails, falls back to the CPU with a warning.
 
-    ``gpu_ids`` are the GPUs that Ray assigned to the replica; None when nobody assigns any, as
-    outside Ray. ``usable`` says whether the library of the engine can use a GPU; by default the
-    CUDA driver is asked, which honours ``CUDA_VISIBLE_DEVICES``. Imports no library of a model.
+    ``gpu_ids`` are the GPUs that Ray assigned to the replica, None outside Ray. ``usable`` returns
+    whether the library of the engine can use a GPU; the default queries the CUDA driver, which
+    honours ``CUDA_VISIBLE_DEVICES``. Imports no inference library.
     """
     if device == "cpu":
         logger.info("device: asked for cpu, using cpu")
@@ -26,7 +26,7 @@ def resolve(
     if assigned and (usable or cuda_visible)():
         logger.info("device: asked for %s, using cuda", device)
         return "cuda"
-    # A GPU was expected if it was named, or if Ray set one aside for this replica.
+    # A GPU was expected if the setting requires one, or if Ray assigned one to this replica.
     if device == "cuda" or gpu_ids:
         reason = "the library finds no usable GPU" if assigned else "no GPU is assigned to it"
         logger.warning("Device fallback from cuda to cpu: this process asked for a GPU, %s", reason)
@@ -35,7 +35,7 @@ def resolve(
 
 
 def cuda_visible() -> bool:
-    """Whether the CUDA driver shows this process at least one GPU."""
+    """Whether at least one GPU is visible to this process."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,14 +1,14 @@
-"""GigaAM-Emo on ONNX Runtime: how a stretch of speech sounds, without torch.
+"""Emotion classification with GigaAM-Emo on ONNX Runtime, without torch.
 
-The model averages over all frames it is given, padding included, so a batch holds only windows of
-exactly equal length: what a clip was batched with never changes its answer.
+The model averages over all frames of its input, padding included, so a batch holds only windows of
+exactly equal length: the result of a clip does not depend on its batch.
 """
 
 import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,9 +17,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from engines.cancellation import CancelCheck, raise_if_cancelled
 from engines.device import resolve
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import Cancelled, EngineFailed, ModelUnavailable
+from speech.errors import EngineFailed, ModelUnavailable
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
@@ -27,9 +28,9 @@ LABELS = ("angry", "sad", "neutral", "positive")
 """Outputs of GigaAM-Emo in their order; ``labels.json`` of a model overrides it."""
 
 WINDOW_S = 15.0
-"""Longest stretch classified at once; longer ones are cut into windows of this length."""
+"""Longest input of the model; longer clips are cut into windows of this length."""
 SHORTEST_S = 0.3
-"""Shorter clips get silence on both sides up to this length; the features need 0.0126 s."""
+"""Shorter clips are padded with silence on both sides; the features need 0.0126 s."""
 
 _FFT = 400
 _HOP = 160
@@ -65,7 +66,7 @@ def _hann() -> NDArray[np.float32]:
 
 @cache
 def _mel_filters() -> NDArray[np.float32]:
-    """Triangles on the HTK mel scale from 0 Hz to Nyquist, [201, 64]."""
+    """Triangular filters on the HTK mel scale from 0 Hz to Nyquist, [201, 64]."""
     hertz = np.linspace(0, SAMPLE_RATE / 2, _FFT // 2 + 1)
     top_mel = 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700)
     corners = 700 * (10 ** (np.linspace(0, top_mel, _MELS + 2) / 2595) - 1)
@@ -77,7 +78,7 @@ def _mel_filters() -> NDArray[np.float32]:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """A stretch of one clip; ``weight`` counts the samples that no window before it covers."""
+    """A part of one clip; ``weight`` counts the samples that no earlier window covers."""
 
     clip: int
     start: int
@@ -95,13 +96,13 @@ class EmotionEngine:
     def __init__(self, path: Path, *, device: str, threads: int) -> None:
         """Load ``model.onnx`` (``features``, ``feature_lengths`` → ``probs``) from a directory.
 
-        ``device`` is "cpu" or "cuda"; ``threads`` are those of one inference. Raises
+        ``device`` is "cpu" or "cuda"; ``threads`` is per inference. Raises
         ModelUnavailable.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Idle threads sleep: the cores are shared with the replicas of other models.
+        # Idle threads must not spin: other replicas share the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = ["CPUExecutionProvider"]
         if device == "cuda" and resolve("cuda", None, _runs_on_cuda) == "cuda":
@@ -115,19 +116,18 @@ class EmotionEngine:
             raise ModelUnavailable(f"the emotion model in {path} does not load: {error}") from error
 
     def classify(
-        self, clips: Sequence[Samples], cancelled: Callable[[], bool] = lambda: False
+        self, clips: Sequence[Samples], cancelled: CancelCheck = lambda: False
     ) -> list[dict[str, float]]:
         """Label to probability for each clip, float32 [samples] at 16 kHz of any length.
 
         A clip longer than WINDOW_S is cut into windows of that length, the last one aligned to
-        its end, and their answers are averaged by the samples each adds. One shorter than
-        SHORTEST_S is set into silence. An empty one says nothing: all labels are equally likely.
+        its end, and their probabilities are averaged, weighted by the samples that each adds. One
+        shorter than SHORTEST_S is padded with silence. An empty one gets equal probabilities.
         ``cancelled`` is polled before each batch. Raises Cancelled, EngineFailed.
         """
         totals = np.zeros((len(clips), len(self.labels)))
         for batch in _batches(clips):
-            if cancelled():
-                raise Cancelled("the emotion analysis was given up")
+            raise_if_cancelled(cancelled)
             features = np.stack([log_mel(_cut(clips[w.clip], w)) for w in batch])
             for window, probabilities in zip(batch, self._infer(features), strict=True):
                 totals[window.clip] += window.weight * probabilities
@@ -143,9 +143,9 @@ class EmotionEngine:
         except Exception as error:
             raise EngineFailed(f"the emotion model failed: {error}") from error
         if probabilities.shape != (len(features), len(self.labels)):
-            raise EngineFailed(f"the emotion model answered with shape {probabilities.shape}")
+            raise EngineFailed(f"the emotion model returned shape {probabilities.shape}")
         if not np.isfinite(probabilities).all():
-            raise EngineFailed("the emotion model answered with no number")
+            raise EngineFailed("the emotion model returned probabilities that are not finite")
         return np.asarray(probabilities, dtype=np.float32)
 
 
@@ -161,7 +161,7 @@ def _labels(path: Path) -> tuple[str, ...]:
 
 
 def _batches(clips: Sequence[Samples]) -> list[list[_Window]]:
-    """Windows of equal numbers of frames together, bounded in frames altogether."""
+    """Batches of windows with equal numbers of frames, each of bounded size."""
     by_frames: dict[int, list[_Window]] = defaultdict(list)
     for index, clip in enumerate(clips):
         for window in _windows(index, len(clip)):

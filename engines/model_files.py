@@ -1,4 +1,4 @@
-"""The files of a model on this machine: a local directory first, then the hub.
+"""Model files on this machine: from a local directory first, then from the hub.
 
 ``python -m engines.model_files MODEL... | --all`` fetches models ahead of time
 (``make models-pull``).
@@ -23,21 +23,21 @@ _LOCK_WAIT_S = 3600.0
 
 
 def locate(entry: ModelEntry, models_dir: Path, *, offline: bool, token: str | None = None) -> Path:
-    """The directory of a model's files, fetched from the hub if it is not here.
+    """The directory of a model's files, fetched from the hub if necessary.
 
-    Looks at the directory of the catalogue entry, then at ``models_dir/<id>``, then asks the hub,
-    unless ``offline`` or ``HF_HUB_OFFLINE`` forbids it. A directory that was fetched from another
-    repository or commit than the entry pins now counts as missing; one put there by hand is taken
-    as it is. ``token`` defaults to ``HF_TOKEN``. Raises ModelUnavailable.
+    Tries the directory of the catalogue entry, then ``models_dir/<id>``, then the hub unless
+    ``offline`` or ``HF_HUB_OFFLINE`` forbids it. A directory that was fetched from another
+    repository or commit than the entry pins now counts as missing; one without an origin file is
+    used as it is. ``token`` defaults to ``HF_TOKEN``. Raises ModelUnavailable.
     """
     fetched = _under(models_dir) / entry.id
     if entry.source.path is not None:
-        here = _under(Path(entry.source.path))
-        for directory in (here, fetched):
+        local = _under(Path(entry.source.path))
+        for directory in (local, fetched):
             if directory.is_dir():
                 return directory
         raise ModelUnavailable(
-            f"model {entry.id} is not here: {here} does not exist; see docs/models.md"
+            f"model {entry.id} is missing: {local} does not exist; see docs/models.md"
         )
     if fetched.is_dir() and _is_current(entry, fetched):
         return fetched
@@ -51,8 +51,8 @@ def locate(entry: ModelEntry, models_dir: Path, *, offline: bool, token: str | N
 def pull(entry: ModelEntry, models_dir: Path, *, token: str | None = None) -> Path:
     """Fetch a model from the hub into ``models_dir/<id>`` and return that directory.
 
-    The directory appears under its name only when every file is there; an interrupted pull is
-    taken up where it stopped. Processes on one machine take turns. Raises ModelUnavailable.
+    The directory appears under its name only when it is complete; an interrupted pull is resumed.
+    A file lock serialises the processes of one machine. Raises ModelUnavailable.
     """
     if entry.source.repo is None:
         raise ModelUnavailable(f"model {entry.id} has no hub repository; see docs/models.md")
@@ -109,7 +109,7 @@ def _is_current(entry: ModelEntry, directory: Path) -> bool:
 
 
 def _under(path: Path) -> Path:
-    """Relative paths count from the repository, wherever a replica was started."""
+    """Relative paths are relative to the repository, not to the directory of the process."""
     return REPOSITORY_ROOT / path.expanduser()
 
 
@@ -130,7 +130,7 @@ def _advice(entry: ModelEntry) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fetch the named models, or all that live on the hub; 1 if any of them failed."""
+    """Fetch the named models, or all with a hub repository; returns 1 if any of them failed."""
     parser = argparse.ArgumentParser(prog="python -m engines.model_files", description=main.__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="id or alias of the catalogue")
     parser.add_argument("--all", action="store_true", help="every model that has a hub repository")
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--catalogue", type=Path, default=CATALOGUE_PATH)
     options = parser.parse_args(arguments)
     if options.all == bool(options.models):
-        parser.error("name the models to fetch, or say --all")
+        parser.error("name the models to fetch, or use --all")
     catalogue = Catalogue.load(options.catalogue)
     if options.all:
         entries = [entry for entry in catalogue.models if entry.source.repo is not None]

@@ -1,8 +1,8 @@
-"""Diarization with sherpa-onnx, the light backend: no torch.
+"""Diarization with sherpa-onnx, the light backend without torch.
 
-sherpa-onnx 2.0 holds the interpreter's lock while it works through a file, minutes for an hour of
-audio, and ignores the wish to stop. So it works in a process of its own: the replica stays alive
-to health checks, and cancelling kills that process.
+sherpa-onnx 2.0 holds the interpreter's lock while it processes a file, minutes for an hour of
+audio, and cannot be interrupted. So it runs in a process of its own: the replica keeps answering
+health checks, and cancellation kills that process.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ _FILES = ("segmentation.onnx", "embedding.onnx")
 _LOAD_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
 _SHORTEST_S = 1.0
-"""Audio is padded to this length: the embedding needs some frames."""
+"""Shorter audio is padded to this length: the embedding needs some frames."""
 
 
 class SherpaDiarizationEngine:
@@ -37,7 +37,7 @@ class SherpaDiarizationEngine:
         """Load ``segmentation.onnx`` and ``embedding.onnx`` from a directory.
 
         ``device`` "cuda" needs sherpa-onnx's CUDA build. ``threshold`` is the cosine distance at
-        which the clustering stops to merge voices; the right one depends on the embedding. Raises
+        which the clustering stops merging; a good value depends on the embedding. Raises
         ModelUnavailable.
         """
         if importlib.util.find_spec("sherpa_onnx") is None:
@@ -56,9 +56,8 @@ class SherpaDiarizationEngine:
     ) -> Diarization:
         """See :class:`engines.diarization.backends.DiarizationEngine`.
 
-        Without an exact number the clustering finds one; should it fall outside of min and max,
-        the audio is gone through again with the nearer bound as the number. Where turns overlap,
-        the exclusive turns leave the floor to whoever began first.
+        Without ``num_speakers`` the clustering estimates it; an estimate outside of
+        ``min_speakers`` to ``max_speakers`` is replaced by the nearer bound in a second pass.
         """
         check_speaker_counts(options)
         if not samples.any():  # empty, or digital silence
@@ -80,7 +79,7 @@ class SherpaDiarizationEngine:
 
 
 class _Worker:
-    """The process that runs the models; it ends when this object goes."""
+    """The process that runs the models; it exits when the pipe of this object closes."""
 
     def __init__(self, path: Path, device: str, threads: int, threshold: float) -> None:
         context = multiprocessing.get_context("spawn")
@@ -90,12 +89,12 @@ class _Worker:
         )
         self._process.start()
         theirs.close()
-        failure = "it does not start"
+        failure = "its process does not start"
         if self._pipe.poll(_LOAD_TIMEOUT_S):
             try:
                 failure = self._pipe.recv()
             except EOFError:
-                failure = "it dies while loading"
+                failure = "its process died while loading"
         if failure:
             self._stop()
             raise ModelUnavailable(f"the diarization model in {path} does not load: {failure}")
@@ -119,7 +118,9 @@ class _Worker:
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._stop()
-            raise EngineFailed("the process of sherpa-onnx died of this audio") from error
+            raise EngineFailed(
+                "the process of sherpa-onnx died while processing this audio"
+            ) from error
         except BaseException:
             self._stop()
             raise
@@ -129,8 +130,8 @@ class _Worker:
 
 
 def _serve(pipe: Connection, path: Path, device: str, threads: int, threshold: float) -> None:
-    """Body of the process: audio and a number of speakers in, segments out, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # stopping is the parent's affair
+    """Body of the process: receives numbers of speakers and audio, sends segments, until EOF."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process stops this one
     try:
         config = _configuration(path, device, threads, threshold)
         diarization = _library().OfflineSpeakerDiarization(config)

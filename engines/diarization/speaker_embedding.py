@@ -1,4 +1,4 @@
-"""Voices as vectors, through sherpa-onnx: the same speaker gives vectors that are alike."""
+"""Speaker embeddings with sherpa-onnx."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from speech.errors import EngineFailed, ModelUnavailable
 
 _FILE = "embedding.onnx"
 _SHORTEST = SAMPLE_RATE
-"""Samples; shorter utterances are filled up with silence, the network needs some frames."""
+"""Samples; shorter utterances are padded with silence, the network needs some frames."""
 _LONGEST = 30 * SAMPLE_RATE
 _MIDDLE = 10 * SAMPLE_RATE
-"""Samples kept of what is longer than the longest utterance."""
+"""Samples in the middle that are used of an utterance longer than ``_LONGEST``."""
 
 
 class SpeakerEngine:
     """:class:`speech.ports.SpeakerEmbedder`: one loaded model and a thread of its own.
 
-    sherpa-onnx 2.0 gives up the interpreter's lock while it computes, but not while it takes
-    samples over: 0.3 ms for a second of audio, so it gets them second by second.
+    sherpa-onnx 2.0 releases the interpreter's lock while it computes, but not while it copies
+    samples: 0.3 ms for a second of audio, so it gets them second by second.
     """
 
     def __init__(self, path: Path, *, device: str, threads: int = 1) -> None:
@@ -49,7 +49,7 @@ class SpeakerEngine:
         )
 
     async def embed(self, samples: Samples) -> NDArray[np.float32]:
-        """A vector of length 1, float32 [dimensions], of mono samples at 16 kHz.
+        """The embedding, float32 [dimensions] of norm 1, of mono samples at 16 kHz.
 
         Of more than 30 s the middle 10 s are used. Raises EngineFailed, Overloaded.
         """
@@ -73,5 +73,5 @@ class SpeakerEngine:
         vector = np.array(self._extractor.compute(stream), np.float32)
         length = float(np.linalg.norm(vector))
         if not np.isfinite(length) or length == 0:
-            raise ValueError("the vector of this audio has no direction")
+            raise ValueError("the embedding of this audio is zero or not finite")
         return vector / np.float32(length)

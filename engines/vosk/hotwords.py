@@ -7,16 +7,16 @@ from speech.ports import MAX_HOTWORDS
 
 
 def check_hotwords(hotwords: str | None) -> None:
-    """Raises InvalidRequest for more hotwords than are taken."""
+    """Raise InvalidRequest if the hotwords are longer than allowed."""
     if len(hotwords or "") > MAX_HOTWORDS:
         raise InvalidRequest(f"hotwords must have at most {MAX_HOTWORDS} characters")
 
 
 def hotword_phrases(hotwords: str | None) -> str | None:
-    """Phrases parted by commas, semicolons or lines, as sherpa-onnx wants them: parted by ``/``.
+    """Phrases separated by commas, semicolons or newlines, in sherpa-onnx's form: by ``/``.
 
-    Only words are left of a phrase: a colon would be read as the beginning of a score.
+    Only words are kept of a phrase: sherpa-onnx reads a colon as the beginning of a score.
     """
     phrases = re.split(r"[,;/\n]", hotwords or "")
-    worded = (" ".join(re.findall(r"[\w'’-]+", phrase)) for phrase in phrases)
-    return "/".join(phrase for phrase in worded if phrase) or None
+    cleaned = (" ".join(re.findall(r"[\w'’-]+", phrase)) for phrase in phrases)
+    return "/".join(phrase for phrase in cleaned if phrase) or None

@@ -1,4 +1,4 @@
-"""The tokens that sherpa-onnx recognised, and the words that they make up."""
+"""Hypotheses of sherpa-onnx: tokens, and the words they form."""
 
 import math
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from speech.media.segmentation import Region
 from speech.transcript import Word
 
 _LONGEST_TOKEN_S = 0.3
-"""How long the last token of a word lasts at most; tokens have a start and no end."""
+"""The longest duration of the last token of a word; tokens have a start and no end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """What was recognised in one utterance, token by token.
+    """The tokens recognised in one utterance.
 
     A token that begins a word begins with a space or ``▁``; ``times`` are the starts of the tokens
-    in seconds of the utterance; ``log_probabilities`` are natural logarithms, empty where the model
-    gives none.
+    in seconds of the utterance; ``log_probabilities`` are natural logarithms, empty if the model
+    has none.
     """
 
     tokens: Sequence[str]
@@ -27,36 +27,37 @@ class Hypothesis:
 
 
 def words_of(hypothesis: Hypothesis, utterance: Region) -> tuple[Word, ...]:
-    """Words with times in seconds of the file, inside the utterance and rising.
+    """Words with ascending times inside the utterance, in seconds of the file.
 
     A word lasts until the next token begins, at most :data:`_LONGEST_TOKEN_S` after the start of
     its last token. Its probability is the mean over its tokens.
     """
     begin, finish = utterance
     starts = [min(begin + time, finish) for time in hypothesis.times]
-    known = len(hypothesis.log_probabilities) == len(hypothesis.tokens)
-    words: list[_Growing] = []
-    apart = True
+    has_probabilities = len(hypothesis.log_probabilities) == len(hypothesis.tokens)
+    words: list[_WordBuilder] = []
+    begins_word = True
     for index, token in enumerate(hypothesis.tokens):
         text = token.replace("▁", " ")
-        apart = apart or text.startswith(" ")
+        begins_word = begins_word or text.startswith(" ")
         if not text.strip():
             continue
-        if apart:
-            words.append(_Growing(starts[index]))
-        word, apart = words[-1], text.endswith(" ")
+        if begins_word:
+            words.append(_WordBuilder(starts[index]))
+        word, begins_word = words[-1], text.endswith(" ")
         following = starts[index + 1] if index + 1 < len(starts) else finish
         word.text += text.strip()
         word.end = min(following, starts[index] + _LONGEST_TOKEN_S)
-        if known:
+        if has_probabilities:
             word.probabilities.append(math.exp(min(hypothesis.log_probabilities[index], 0.0)))
     return tuple(
-        Word(f" {w.text}", w.start, w.end, fmean(w.probabilities) if known else None) for w in words
+        Word(f" {w.text}", w.start, w.end, fmean(w.probabilities) if w.probabilities else None)
+        for w in words
     )
 
 
 @dataclass(slots=True)
-class _Growing:
+class _WordBuilder:
     start: float
     end: float = 0.0
     text: str = ""

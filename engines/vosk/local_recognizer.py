@@ -1,4 +1,4 @@
-"""Streaming recognition in this process: models loaded on demand, streams decoded in batches."""
+"""Streaming recognition in this process: loads models on demand, decodes streams in batches."""
 
 import asyncio
 import time
@@ -25,10 +25,10 @@ class LocalRecognizer:
     def __init__(
         self, load: Callable[[str], StreamingEngine], *, tick_s: float, max_streams: int
     ) -> None:
-        """``load`` is called in a thread, once for each model id, when its first stream opens.
+        """``load`` is called in a thread, once per model id, when its first stream opens.
 
-        ``tick_s`` is the shortest time between two steps of one model. Whoever knows aliases
-        resolves them before :meth:`open`.
+        ``tick_s`` is the shortest time between two steps of one model. :meth:`open` takes ids, no
+        aliases.
         """
         self._load = load
         self._tick_s = tick_s
@@ -38,12 +38,12 @@ class LocalRecognizer:
         self._lag = _Lag()
 
     def lag_s(self) -> float:
-        """The longest that a stream waited for its words since this was last asked, in seconds."""
+        """The longest wait of a step for its result since the last query, in seconds."""
         return self._lag.longest_s()
 
     @property
     def streams(self) -> int:
-        """How many streams are open, or opening."""
+        """Number of streams that are open or opening."""
         return self._streams
 
     async def open(self, model: str, hotwords: str | None = None) -> "LocalStream":
@@ -53,23 +53,23 @@ class LocalRecognizer:
         self._streams += 1
         try:
             loaded = await self._model(model)
-            return LocalStream(loaded, loaded.engine.open(hotwords), self._lag, self._freed)
+            return LocalStream(loaded, loaded.engine.open(hotwords), self._lag, self._release)
         except BaseException:
-            self._freed()
+            self._release()
             raise
 
     async def _model(self, name: str) -> "_Model":
         task = self._models.get(name)
         if task is None:
             task = self._models[name] = asyncio.create_task(self._loaded(name))
-        # Shielded: one of them that stops waiting must not end the load of the others.
+        # Shielded: a stream that is cancelled must not cancel the load for the others.
         return await asyncio.shield(task)
 
     async def _loaded(self, name: str) -> "_Model":
         try:
             engine = await asyncio.to_thread(self._load, name)
         except BaseException:
-            self._models.pop(name, None)  # the next stream tries again
+            self._models.pop(name, None)  # the next stream loads again
             raise
         batch = self._max_streams
         return _Model(
@@ -77,12 +77,12 @@ class LocalRecognizer:
             MicroBatcher(engine.step, max_batch=batch, tick_s=self._tick_s, max_waiting=batch),
         )
 
-    def _freed(self) -> None:
+    def _release(self) -> None:
         self._streams -= 1
 
 
 class _Lag:
-    """How long steps take: the longest since last asked, those that are under way included."""
+    """The longest duration of a step since the last query, unfinished steps included."""
 
     def __init__(self) -> None:
         self._since: dict[object, float] = {}
@@ -112,22 +112,22 @@ class _Model:
 class LocalStream:
     """:class:`speech.ports.RecognizerStream` of a :class:`LocalRecognizer`.
 
-    A ``feed`` or ``finish`` that is cancelled closes the stream, as nobody knows how much of the
-    utterance was heard; one that raises EngineFailed has lost it, and the next ``feed`` begins
-    another. A closed stream raises Cancelled.
+    A ``feed`` or ``finish`` that is cancelled closes the stream, as it is unknown how much of the
+    audio was decoded; one that raises EngineFailed has lost the utterance, and the next ``feed``
+    begins another. A closed stream raises Cancelled.
     """
 
     def __init__(
-        self, model: _Model, state: StreamState, lag: _Lag, freed: Callable[[], None]
+        self, model: _Model, state: StreamState, lag: _Lag, release: Callable[[], None]
     ) -> None:
         self._model = model
         self._lag = lag
         self._state: StreamState | None = state
-        self._freed = freed
+        self._release = release
 
     @property
     def takes_hotwords(self) -> bool:
-        """Whether the model of this stream can be steered by hotwords."""
+        """Whether hotwords have an effect on the model of this stream."""
         return self._model.engine.takes_hotwords
 
     async def feed(self, samples: Samples) -> tuple[Word, ...]:
@@ -146,7 +146,7 @@ class LocalStream:
         """See the port; may be called again."""
         if self._state is not None:
             self._state = None
-            self._freed()
+            self._release()
 
     async def _step(
         self, samples: Samples, *, finish: bool = False, trailing_silence: int = 0

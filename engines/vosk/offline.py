@@ -1,9 +1,8 @@
-"""Vosk and GigaAM models through sherpa-onnx: audio of any length, utterance by utterance.
+"""Vosk and GigaAM models on sherpa-onnx: audio of any length, in utterances.
 
-Voice activity detection cuts the audio into utterances that the model can hold; a batch of them is
-decoded at once. Words are the tokens put together, with the times of the tokens. Probabilities are
-what sherpa-onnx 2.0 gives for the tokens: it has them for transducers and none for CTC models,
-whose words have ``probability`` None.
+Voice activity detection cuts the audio into utterances of the length that the model can process; a
+batch of them is decoded at once. sherpa-onnx 2.0 gives token probabilities for transducers only:
+words of CTC models have ``probability`` None.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,15 +29,15 @@ _HONOURED = {
     "task",
     "word_timestamps",
     "batch_size",
-    "vad_filter",  # this family never decodes silence
+    "vad_filter",  # always on: silence is never decoded
 }
 _MAX_BATCH = 64
 _SHORTEST = SAMPLE_RATE // 2
-"""Samples; shorter utterances are filled up with silence, the convolutions need some width."""
+"""Samples; shorter utterances are padded with silence, the convolutions need some width."""
 
 
 def ignored_options(options: TranscribeOptions, *, takes_hotwords: bool = False) -> tuple[str, ...]:
-    """Names of the options that were set away from their default and that this family ignores."""
+    """Names of the options that are not at their default and that this family ignores."""
     honoured = _HONOURED | ({"hotwords"} if takes_hotwords else set())
     default = TranscribeOptions()
     return tuple(
@@ -85,11 +84,11 @@ class VoskEngine:
         cancelled: CancelCheck = lambda: False,
         report: Callable[[float], None] = lambda seconds_done: None,
     ) -> Recognition:
-        """Recognise float32 [samples] at 16 kHz; one segment per utterance in which words were.
+        """Recognise float32 [samples] at 16 kHz; one segment per utterance with words.
 
         ``cancelled`` is polled before each batch, and each chunk of a frame-synchronous model;
-        ``report`` hears how far the batches are.
-        Raises InvalidRequest, Cancelled, EngineFailed.
+        ``report`` receives the end of each batch in seconds. Raises InvalidRequest, Cancelled,
+        EngineFailed.
         """
         self._check(options)
         languages = self._entry.languages
@@ -106,11 +105,11 @@ class VoskEngine:
     def _check(self, options: TranscribeOptions) -> None:
         if options.task == "translate":
             raise InvalidRequest(f"model '{self._entry.id}' does not translate")
-        known = self._entry.languages
-        if options.language is not None and known and options.language not in known:
+        supported = self._entry.languages
+        if options.language is not None and supported and options.language not in supported:
             raise InvalidRequest(
-                f"language '{options.language}' is not known to model '{self._entry.id}', "
-                f"which knows {', '.join(known)}"
+                f"language '{options.language}' is not supported by model '{self._entry.id}', "
+                f"which supports {', '.join(supported)}"
             )
         if not 1 <= options.batch_size <= _MAX_BATCH:
             raise InvalidRequest(f"batch_size must be between 1 and {_MAX_BATCH}")
@@ -121,7 +120,7 @@ class VoskEngine:
         if ignored:
             yield f"model '{self._entry.id}' does not honour {', '.join(ignored)}"
         if options.language is not None and len(self._entry.languages) != 1:
-            yield f"model '{self._entry.id}' finds the language by itself and takes no hint"
+            yield f"model '{self._entry.id}' detects the language by itself and ignores the hint"
 
     def _segments(
         self,

@@ -1,6 +1,6 @@
-"""From the files of a model to a sherpa-onnx recogniser, offline or frame-synchronous.
+"""Loading of sherpa-onnx recognisers, offline or frame-synchronous, from model files.
 
-Layouts: the files of a model lie in its directory, or in Vosk 5's ``am-onnx/`` (also ``am/``) and
+Layouts: the files of a model are in its directory, or in Vosk 5's ``am-onnx/`` (also ``am/``) and
 ``lang/``. A file named ``*.int8.onnx`` is the quantised variant.
 """
 
@@ -25,12 +25,12 @@ FLUSH_SILENCE: Samples = np.zeros(round(0.66 * SAMPLE_RATE), np.float32)
 
 
 class VoskOptions(BaseModel):
-    """What ``options`` of a catalogue entry of this family may say."""
+    """``options`` of a catalogue entry of this family."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_utterance_s: float = Field(15.0, ge=2, le=60, description="Longest utterance, seconds.")
-    feature_dim: int = Field(80, ge=1, description="Mel bands; GigaAM models bring their own.")
+    feature_dim: int = Field(80, ge=1, description="Mel bands; GigaAM models define their own.")
     decoding_method: Literal["greedy_search", "modified_beam_search"] = Field(
         "greedy_search", description="Beam search is for transducers, and hotwords need it."
     )
@@ -64,8 +64,8 @@ def load(
 ) -> Recognizer:
     """Load the recogniser of a catalogue entry from its directory.
 
-    ``compute_type`` "int8" prefers the quantised files, anything else full precision; where only
-    one variant is there it is taken. Raises ModelUnavailable.
+    ``compute_type`` "int8" prefers the quantised files, anything else full precision; a single
+    variant is used whatever it is. Raises ModelUnavailable.
     """
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -104,11 +104,11 @@ def _build(format_: Format, settings: dict[str, Any]) -> Any:
             return sherpa_onnx.OnlineRecognizer.from_transducer(**settings)
         case "streaming_nemo_ctc":
             return sherpa_onnx.OnlineRecognizer.from_nemo_ctc(**settings)
-    raise ModelUnavailable(f"the format '{format_}' is not one of this family")
+    raise ModelUnavailable(f"format '{format_}' is not supported by this family")
 
 
 def _beams(entry: ModelEntry, options: VoskOptions) -> bool:
-    """Whether the decoder searches with a beam that hotwords can steer."""
+    """Whether the decoder uses beam search, which hotwords need."""
     return (
         entry.format in ("transducer", "streaming_transducer")
         and options.decoding_method == "modified_beam_search"
@@ -116,7 +116,7 @@ def _beams(entry: ModelEntry, options: VoskOptions) -> bool:
 
 
 def _files(path: Path, format_: Format, *, quantised: bool) -> dict[str, str]:
-    """The files of a model by the names of sherpa-onnx's arguments."""
+    """The files of a model, by sherpa-onnx's argument names."""
     files = {"tokens": str(_first(path, ("lang", "."), "tokens.txt"))}
     for part in _TRANSDUCER if "transducer" in format_ else _CTC:
         variants = sorted(
@@ -141,12 +141,12 @@ def _first(path: Path, folders: tuple[str, ...], name: str) -> Path:
 
 
 def _bpe_vocabulary(path: Path, scratch: Path) -> Path | None:
-    """The word pieces that hotwords are cut into, in sherpa-onnx's format: piece, tab, score.
+    """The word pieces that hotwords are tokenised into, in sherpa-onnx's format: piece, tab, score.
 
-    Vosk ships SentencePiece's ``bpe.model`` alone, which is written out here. sherpa-onnx takes the
-    cut with the best sum of scores, but those of BPE are ranks of merges, so that many early pieces
-    would beat a late one. With a constant taken off each piece the fewest pieces win, as they do
-    in merging.
+    Vosk ships only SentencePiece's ``bpe.model``, which is converted here. sherpa-onnx chooses the
+    tokenisation with the best sum of scores, but BPE scores are merge ranks, so that many early
+    pieces would beat a late one. A constant subtracted from each piece makes the fewest pieces win,
+    as BPE merging does.
     """
     written = _all(path, ("lang", "."), "bpe.vocab")
     if written:
@@ -158,8 +158,8 @@ def _bpe_vocabulary(path: Path, scratch: Path) -> Path | None:
     ids = range(len(sentences))
     pieces = [(sentences.id_to_piece(i), sentences.get_score(i)) for i in ids]
     ranked = all(score.is_integer() for _, score in pieces)
-    price = 2 * len(pieces) if ranked else 0
+    penalty = 2 * len(pieces) if ranked else 0
     vocabulary = scratch / "bpe.vocab"
-    lines = (f"{piece}\t{score - price:g}\n" for piece, score in pieces)
+    lines = (f"{piece}\t{score - penalty:g}\n" for piece, score in pieces)
     vocabulary.write_text("".join(lines), encoding="utf-8")
     return vocabulary

@@ -1,7 +1,7 @@
-"""Frame-synchronous recognition of many live streams at once, through sherpa-onnx.
+"""Frame-synchronous recognition of many live streams with sherpa-onnx.
 
-A stream hears one utterance after another; where an utterance begins and ends is decided outside.
-The streams that have audio for another chunk of the model are decoded together.
+A stream decodes one utterance after another; the caller decides where an utterance begins and ends.
+Streams with enough audio for the next chunk of the model are decoded in one batch.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from speech.transcript import Word
 
 @dataclass(slots=True, eq=False)
 class StreamState:
-    """What an engine knows of a stream between two steps: the utterance it is hearing.
+    """The state of a stream between two steps: its current utterance.
 
-    ``library`` is the stream of sherpa-onnx, None until the utterance begins: its own reset keeps
-    the states of the network and the audio, so that every utterance gets a new one.
+    ``library`` is the stream of sherpa-onnx, None until the utterance begins. Every utterance gets
+    a new one, as the library's reset keeps the network state and the audio.
     """
 
     hotwords: str | None
@@ -34,9 +34,9 @@ class StreamState:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """More of the utterance of a stream, float32 at 16 kHz, and whether it ends with it.
+    """The next samples of a stream's utterance, float32 at 16 kHz; ``finish`` if they are its last.
 
-    One that ends had no speech in its last ``trailing_silence`` samples.
+    ``trailing_silence`` is the number of samples without speech at the end of the utterance.
     """
 
     stream: StreamState
@@ -76,20 +76,20 @@ class StreamingEngine:
         self.takes_hotwords = recognizer.takes_hotwords
 
     def open(self, hotwords: str | None = None) -> StreamState:
-        """A stream that has heard nothing yet; costs nothing, and goes with its last reference.
+        """The state of a new stream; freed with its last reference.
 
-        ``hotwords`` are phrases parted by commas, semicolons or lines; without effect unless
+        ``hotwords`` are phrases separated by commas, semicolons or newlines; without effect unless
         :attr:`takes_hotwords`. Raises InvalidRequest.
         """
         check_hotwords(hotwords)
         return StreamState(hotword_phrases(hotwords) if self.takes_hotwords else None)
 
     def step(self, steps: Sequence[Step]) -> list[tuple[Word, ...] | EngineFailed]:
-        """The words of each utterance so far, times in seconds of the utterance.
+        """The words of each utterance so far, with times in seconds of the utterance.
 
-        A stream takes part with one step at most. One that fails forgets its utterance and begins
-        another with its next step; the others do not notice, unless the library failed while it
-        decoded them together.
+        ``steps`` holds at most one step of a stream. A step that fails discards its utterance, and
+        the next step begins another. It does not affect other streams, unless the library failed
+        while decoding them in the same batch.
         """
         failed: dict[StreamState, Exception] = {}
         for step in steps:
@@ -108,7 +108,7 @@ class StreamingEngine:
                 return
             stream.library = self._library.create_stream(hotwords=stream.hotwords)
         stream.samples += len(step.samples)
-        # The bindings take numbers one by one, faster from a list than from an array.
+        # The bindings convert sample by sample, which is faster from a list than from an array.
         stream.library.accept_waveform(SAMPLE_RATE, step.samples.tolist())
         if step.finish:
             # Silence at the end of the audio counts towards the silence that flushes the model.
@@ -119,14 +119,14 @@ class StreamingEngine:
     def _decode(
         self, streams: Sequence[StreamState], failed: dict[StreamState, Exception]
     ) -> set[StreamState]:
-        """Decode all that is ready; the streams that got further, or failed."""
+        """Decode until no stream is ready; returns the streams that decoded a chunk or failed."""
         decoded: set[StreamState] = set()
         while ready := [s for s in streams if self._library.is_ready(s.library)]:
             decoded.update(ready)
             try:
                 self._library.decode_streams([s.library for s in ready])
             except Exception as error:
-                # Each of them has lost a chunk of features and the states of the network by now.
+                # Each of them has lost a chunk of features and its network state by now.
                 failed |= dict.fromkeys(ready, error)
                 break
         return decoded

@@ -1,1 +1,1 @@
-"""Whisper on faster-whisper."""
+"""Whisper on faster-whisper; ``engine`` holds the engine."""

@@ -1,4 +1,4 @@
-"""The options of Whisper: what they may be, and which way through the library they call for."""
+"""Options of Whisper: their ranges, and the mode of the library that they require."""
 
 import math
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ _MAX_TEMPERATURE = 2.0
 
 
 def check_ranges(options: TranscribeOptions) -> None:
-    """Raise InvalidRequest where a number would make the library fail or take all memory."""
+    """Raise InvalidRequest for values that make the library fail or exhaust the memory."""
     for name, (low, high) in _BOUNDS.items():
         value = getattr(options, name)
         if value is not None and not low <= value <= high:
@@ -51,10 +51,10 @@ def check_ranges(options: TranscribeOptions) -> None:
 
 
 def runs_batched(options: TranscribeOptions) -> bool:
-    """Whether the batched way is asked for and honours all that is set away from its default.
+    """Whether the batched mode is requested and honours every option that is not a default.
 
-    That way knows neither ``condition_on_previous_text`` nor the retries of ``temperature``; their
-    defaults do not call for the sequential way.
+    That mode ignores ``condition_on_previous_text`` and the retries of ``temperature``; their
+    defaults do not require the sequential mode.
     """
     return (
         options.vad_filter
@@ -66,7 +66,7 @@ def runs_batched(options: TranscribeOptions) -> bool:
 
 
 def vad_options(options: TranscribeOptions) -> VadOptions | None:
-    """The library's VAD options, None without ``vad_filter``; the batched way has its own.
+    """The library's VAD options, None without ``vad_filter``; the batched mode has its own.
 
     Raises InvalidRequest for an unknown name or a value out of range.
     """
@@ -94,7 +94,7 @@ def vad_options(options: TranscribeOptions) -> VadOptions | None:
 
 
 def without_effect(options: TranscribeOptions, multilingual: bool) -> Iterator[str]:
-    """Warnings about options that another option, or an English-only model, makes idle."""
+    """Warnings about options without effect beside another option or on an English-only model."""
     clips = clip_times(options)
     if options.vad_parameters and not options.vad_filter:
         yield "vad_parameters has no effect without vad_filter"

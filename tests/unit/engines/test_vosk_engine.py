@@ -166,7 +166,7 @@ def test_work_that_nobody_waits_for_is_given_up(
     ("wrong", "said"),
     [
         ({"task": "translate"}, "does not translate"),
-        ({"language": "de"}, "language 'de' is not known .* which knows ru, en"),
+        ({"language": "de"}, "language 'de' is not supported .* which supports ru, en"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 65}, "batch_size"),
         ({"hotwords": "a" * 5001}, "hotwords"),

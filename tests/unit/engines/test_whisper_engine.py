@@ -11,12 +11,13 @@ from typing import Any
 import jiwer
 import numpy as np
 import pytest
+from faster_whisper import BatchedInferencePipeline, WhisperModel
 from faster_whisper.feature_extractor import FeatureExtractor
 from faster_whisper.transcribe import Segment as LibrarySegment
 from faster_whisper.transcribe import Word as LibraryWord
 from faster_whisper.vad import VadOptions
 
-from engines.whisper import engine as whisper
+from engines.whisper import request_model
 from engines.whisper.engine import WhisperEngine
 from engines.whisper.whisper_options import runs_batched
 from speech.audio import SAMPLE_RATE, Samples
@@ -362,7 +363,7 @@ def test_every_option_reaches_the_library(
         received.update(options)
         raise RuntimeError("recorded")
 
-    monkeypatch.setattr(whisper.WhisperModel, "transcribe", record)
+    monkeypatch.setattr(WhisperModel, "transcribe", record)
     default = TranscribeOptions()
     away = {f.name for f in fields(UNUSUAL)} - {"model", "batch_size", "clip_timestamps"}
     assert all(getattr(UNUSUAL, name) != getattr(default, name) for name in away)
@@ -377,13 +378,13 @@ def test_batches_are_as_large_as_asked_for(
     engine: WhisperEngine, minute: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    forward = whisper.BatchedInferencePipeline.forward
+    forward = BatchedInferencePipeline.forward
 
     def record(self: Any, features: Any, *rest: Any) -> Any:
         sizes.append(len(features))
         return forward(self, features, *rest)
 
-    monkeypatch.setattr(whisper.BatchedInferencePipeline, "forward", record)
+    monkeypatch.setattr(BatchedInferencePipeline, "forward", record)
     engine.transcribe(minute, replace(BATCHED, chunk_length=10, batch_size=3))
     assert max(sizes) == 3
     assert sum(sizes) > 4
@@ -417,9 +418,7 @@ def test_times_and_silence_of_the_batched_way_are_put_right(
         library_segment("confident", 0.9, -0.2, 0.7, 1.0, 1.0, 999.0),
     ]
     info = SimpleNamespace(duration_after_vad=1.0, language="en", language_probability=0.9)
-    monkeypatch.setattr(
-        whisper.BatchedInferencePipeline, "transcribe", lambda *_, **__: (given, info)
-    )
+    monkeypatch.setattr(BatchedInferencePipeline, "transcribe", lambda *_, **__: (given, info))
     samples = spoken[0].samples
     recognition = engine.transcribe(samples, BATCHED)
     edges = [t for s in recognition.segments for w in s.words for t in (w.start, w.end)]
@@ -436,7 +435,7 @@ def test_features_in_blocks_are_those_of_the_library() -> None:
     for samples in (noise, noise[:1600]):
         expected = FeatureExtractor(feature_size=80)(samples)
         np.testing.assert_array_equal(
-            whisper._BlockwiseFeatures(feature_size=80)(samples), expected
+            request_model._BlockwiseFeatures(feature_size=80)(samples), expected
         )
 
 
