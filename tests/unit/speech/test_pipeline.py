@@ -1,4 +1,4 @@
-"""The graph over ports that answer at once: which branches run, and what becomes of errors."""
+"""The graph over ports that answer at once: which branches run, and how errors end them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -122,10 +122,10 @@ def options(*tasks: Task, level: EmotionLevel = "word", **more: Any) -> ProcessO
 
 async def test_a_transcript_needs_no_samples_in_the_process_of_the_graph() -> None:
     models = Models(channels=2)
-    wanted = options(
+    requested = options(
         "transcribe", "diarization", "emotion", diarize=DiarizeOptions(stereo_mode=True)
     )
-    result = await models.graph.process(b"x", wanted)
+    result = await models.graph.process(b"x", requested)
     assert result.duration == models.seconds
     assert "odd file" in result.warnings
     assert models.fetches == 0
@@ -148,7 +148,7 @@ async def test_transcribe_diarize_and_file_emotion_run_side_by_side() -> None:
     assert frozenset({"transcribe", "diarize", "classify"}) in models.together
 
 
-async def test_audio_is_decoded_once_whatever_is_asked() -> None:
+async def test_audio_is_decoded_once_for_any_set_of_tasks() -> None:
     models = Models()
     await models.graph.process(b"x", options("transcribe", "diarization", "emotion"))
     assert [name for name, _ in models.calls].count("decode") == 1
@@ -167,8 +167,8 @@ async def test_each_emotion_level_classifies_its_own_spans(
     level: EmotionLevel, spans: list[tuple[float, float]]
 ) -> None:
     models = Models()
-    wanted = options("transcribe", "diarization", "emotion", level=level)
-    result = await models.graph.process(b"x", wanted)
+    requested = options("transcribe", "diarization", "emotion", level=level)
+    result = await models.graph.process(b"x", requested)
     assert result.emotions is not None
     assert [(e.start, e.end) for e in result.emotions] == spans
     assert [e.speaker for e in result.emotions] == (
@@ -176,14 +176,14 @@ async def test_each_emotion_level_classifies_its_own_spans(
     )
 
 
-async def test_every_segment_carries_an_emotion_when_one_was_asked_for() -> None:
+async def test_every_segment_has_an_emotion_when_the_request_includes_emotion() -> None:
     result = await Models().graph.process(b"x", options("transcribe", "emotion", level="sentence"))
     assert result.segments is not None
     assert all(s.emotion == CALM for s in result.segments)
 
 
 @pytest.mark.parametrize("level", ["word", "sentence"])
-async def test_emotion_alone_transcribes_inside_but_answers_no_transcript(
+async def test_emotion_alone_transcribes_but_returns_no_segments(
     level: EmotionLevel,
 ) -> None:
     models = Models()
@@ -226,7 +226,7 @@ async def test_stereo_mode_on_mono_audio_falls_back_to_the_model_with_a_warning(
     assert any("stereo_mode" in warning for warning in result.warnings)
 
 
-async def test_warnings_of_decoding_reach_the_answer() -> None:
+async def test_warnings_of_decoding_are_in_the_transcript() -> None:
     result = await Models().graph.process(b"x", options("transcribe"))
     assert "odd file" in result.warnings
 
@@ -240,10 +240,10 @@ async def test_a_failing_branch_fails_the_request_and_cancels_its_siblings() -> 
     assert models.cancelled == {"transcribe"}
 
 
-async def test_with_partial_results_the_other_branches_stand_and_the_error_is_named() -> None:
+async def test_with_partial_results_the_other_branches_finish_and_the_error_is_listed() -> None:
     models = Models(failing={"diarize": EngineFailed("no voices")})
-    wanted = options("transcribe", "diarization", "emotion", partial_results=True)
-    result = await models.graph.process(b"x", wanted)
+    requested = options("transcribe", "diarization", "emotion", partial_results=True)
+    result = await models.graph.process(b"x", requested)
     assert result.segments is not None
     assert result.emotions is not None
     assert result.turns is None
@@ -269,7 +269,7 @@ async def test_cancelling_the_request_cancels_every_branch() -> None:
     assert not models.running
 
 
-async def test_every_stage_reports_its_seconds_to_the_answer_and_to_the_observer() -> None:
+async def test_the_seconds_of_every_stage_are_in_the_transcript_and_observed() -> None:
     models = Models()
     seen: list[str] = []
     graph = SpeechGraph(models, models, models, models, lambda stage, _: seen.append(stage))
@@ -283,7 +283,7 @@ async def test_every_stage_reports_its_seconds_to_the_answer_and_to_the_observer
 # ---------------------------------------------------------------- a file as a stream
 
 
-async def test_models_hear_a_file_sped_up_and_every_time_is_told_in_seconds_of_the_file() -> None:
+async def test_models_process_a_sped_up_file_and_all_times_are_those_of_the_original() -> None:
     models = Models(seconds=10.0)
     tasks = options("transcribe", "diarization", "emotion", level="speaker", speedup=1.25)
     result = await models.graph.process(b"x", tasks)
@@ -301,31 +301,31 @@ async def test_models_hear_a_file_sped_up_and_every_time_is_told_in_seconds_of_t
 
 
 @pytest.mark.parametrize("clips", [(5.0, 10.0, 20.0), "5,10,20"])
-async def test_times_that_are_asked_for_are_put_on_the_clock_of_the_sped_up_file(
+async def test_times_of_options_are_scaled_to_the_sped_up_file(
     clips: Any,
 ) -> None:
     models = Models()
     times = TranscribeOptions(clip_timestamps=clips, hallucination_silence_threshold=2.0)
     await models.graph.process(b"x", options("transcribe", transcribe=times, speedup=1.25))
-    ((_, asked),) = models.windows
-    assert asked.clip_timestamps == (4.0, 8.0, 16.0)
-    assert asked.hallucination_silence_threshold == 1.6
+    ((_, passed),) = models.windows
+    assert passed.clip_timestamps == (4.0, 8.0, 16.0)
+    assert passed.hallucination_silence_threshold == 1.6
 
 
-async def test_the_whole_file_stays_the_whole_file_when_it_is_sped_up() -> None:
+async def test_clips_of_the_whole_file_cover_it_when_it_is_sped_up() -> None:
     models = Models()
     await models.graph.process(b"x", options("transcribe", speedup=2.0))
     assert clip_times(models.windows[0][1]) == []
 
 
-async def test_the_window_that_a_segment_came_from_is_told_on_the_clock_of_the_file() -> None:
+async def test_the_window_of_a_segment_has_the_time_of_the_original() -> None:
     assert replace(HELLO, seek=3000).slower(1.25).seek == 3750
 
 
-async def test_a_stream_of_a_sped_up_file_has_times_of_the_file() -> None:
+async def test_a_stream_of_a_sped_up_file_has_times_of_the_original() -> None:
     models = Models(seconds=10.0)
-    wanted = options("transcribe", speedup=1.25)
-    segment, transcript = [item async for item in models.graph.stream(b"x", wanted)]
+    requested = options("transcribe", speedup=1.25)
+    segment, transcript = [item async for item in models.graph.stream(b"x", requested)]
     assert isinstance(segment, Segment)
     assert (segment.start, segment.end) == (0.0, 2.5)
     assert isinstance(transcript, Transcript)
@@ -333,7 +333,7 @@ async def test_a_stream_of_a_sped_up_file_has_times_of_the_file() -> None:
     assert transcript.segments == (segment,)
 
 
-async def test_a_stream_gives_the_segments_of_a_window_before_the_next_is_recognised() -> None:
+async def test_a_stream_yields_the_segments_of_a_window_before_the_next_is_recognised() -> None:
     models = Models(seconds=60.0)
     stream = models.graph.stream(b"x", options("transcribe"))
     first = await anext(stream)
@@ -358,7 +358,7 @@ async def test_the_windows_of_a_stream_are_cut_in_pauses_and_have_times_of_the_f
     assert transcript.warnings == ("odd file",)
 
 
-async def test_a_stream_keeps_the_language_that_was_heard_first() -> None:
+async def test_a_stream_keeps_the_language_that_was_detected_first() -> None:
     models = Models(seconds=60.0)
     *_, transcript = [s async for s in models.graph.stream(b"x", options("transcribe"))]
     assert [options.language for _, options in models.windows] == [None, "en", "en"]
@@ -366,10 +366,10 @@ async def test_a_stream_keeps_the_language_that_was_heard_first() -> None:
     assert transcript.language == "en"
 
 
-async def test_a_stream_knows_the_speakers_of_its_segments_and_in_the_end_the_emotions() -> None:
+async def test_a_stream_has_speakers_in_its_segments_and_emotions_in_its_transcript() -> None:
     models = Models()
-    wanted = options("transcribe", "diarization", "emotion", level="speaker")
-    *segments, transcript = [item async for item in models.graph.stream(b"x", wanted)]
+    requested = options("transcribe", "diarization", "emotion", level="speaker")
+    *segments, transcript = [item async for item in models.graph.stream(b"x", requested)]
     assert [s.speaker for s in segments if isinstance(s, Segment)] == ["SPEAKER_00", "SPEAKER_01"]
     assert isinstance(transcript, Transcript)
     assert transcript.turns == TURNS
@@ -382,12 +382,12 @@ async def test_a_stream_knows_the_speakers_of_its_segments_and_in_the_end_the_em
 @pytest.mark.parametrize("branch", ["decode", "transcribe", "diarize", "classify"])
 async def test_a_stream_ends_with_the_error_of_any_branch(branch: str) -> None:
     models = Models(failing={branch: EngineFailed(branch)})
-    wanted = options("transcribe", "diarization", "emotion", partial_results=True)
+    requested = options("transcribe", "diarization", "emotion", partial_results=True)
     with pytest.raises(EngineFailed, match=branch):
-        [item async for item in models.graph.stream(b"x", wanted)]
+        [item async for item in models.graph.stream(b"x", requested)]
 
 
-async def test_a_stream_that_is_given_up_cancels_what_runs() -> None:
+async def test_cancelling_a_stream_cancels_its_branches() -> None:
     models = Models(hanging=frozenset({"transcribe", "diarize"}))
     stream = models.graph.stream(b"x", options("transcribe", "diarization"))
     waiting = asyncio.create_task(anext(stream))

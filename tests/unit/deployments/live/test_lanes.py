@@ -156,7 +156,7 @@ class Replicas:
 
     def __init__(self, stack: AsyncExitStack) -> None:
         self.shown: list[Replica] = []
-        self.asked = 0
+        self.queries = 0
         self._stack = stack
 
     async def add(self, recognizer: StreamingRecognizer, capacity: int = 100) -> Replica:
@@ -174,7 +174,7 @@ class Replicas:
         return found
 
     async def directory(self) -> list[LaneAddress]:
-        self.asked += 1
+        self.queries += 1
         return [replica.address for replica in self.shown]
 
     def recognizer(
@@ -225,7 +225,7 @@ async def test_many_streams_share_the_messages_of_a_lane(replicas: Replicas) -> 
     for value in range(10):
         answers = await asyncio.gather(*(s.feed(audio(n + value)) for n, s in enumerate(streams)))
         assert [word_values(a)[-1] for a in answers] == [n + value for n in range(50)]
-    assert replicas.asked == 1
+    assert replicas.queries == 1
     assert opened <= 4
     assert replicas.shown[0].messages - opened <= 40, "of 500 calls and as many answers"
 
@@ -298,7 +298,7 @@ async def test_a_directory_that_fails_leaves_the_last_one_in_use(replicas: Repli
     await replicas.engines(2)
 
     async def directory() -> list[LaneAddress]:
-        if replicas.asked:
+        if replicas.queries:
             raise RuntimeError("nobody answers")
         return await replicas.directory()
 
@@ -437,7 +437,7 @@ async def test_streams_spread_evenly_and_stop_at_the_capacity(replicas: Replicas
 async def test_a_refusal_keeps_its_message_and_retry_time(
     replicas: Replicas,
 ) -> None:
-    """Another ingress may have filled the replica since the directory was asked."""
+    """Another ingress may have filled the replica since the last refresh of the directory."""
     await replicas.add(EchoRecognizer(capacity=1))
     recognizer = replicas.recognizer()
     stream = await recognizer.open("m")

@@ -24,14 +24,14 @@ def details(state: ReplicaState | None) -> dict[str, Any]:
 
 
 class Controller:
-    """Gives one report after the other, or raises it; the last one again and again."""
+    """Returns or raises one report after the other, and the last one from then on."""
 
     def __init__(self, *reports: dict[str, Any] | Exception) -> None:
         self.reports = list(reports)
-        self.asked = 0
+        self.polls = 0
 
     def get_serve_details(self) -> dict[str, Any]:
-        self.asked += 1
+        self.polls += 1
         report = self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
         if isinstance(report, Exception):
             raise report
@@ -72,7 +72,7 @@ async def test_the_callback_runs_once_when_the_replica_is_stopping(
     controller = Controller(running, running, stopping)
     controlled(controller)
     assert await drained(controller) == 1
-    assert controller.asked == 3
+    assert controller.polls == 3
 
 
 async def test_the_state_of_another_replica_is_not_ours(
@@ -81,7 +81,7 @@ async def test_the_state_of_another_replica_is_not_ours(
     controller = Controller(details(None), details(ReplicaState.STOPPING))
     controlled(controller)
     assert await drained(controller) == 1
-    assert controller.asked == 2
+    assert controller.polls == 2
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,4 @@ async def test_a_state_that_cannot_be_read_is_read_again(
     controller = Controller(error, error, details(ReplicaState.STOPPING))
     controlled(controller)
     assert await drained(controller) == 1
-    assert controller.asked == 3
+    assert controller.polls == 3

@@ -42,13 +42,14 @@ async def recognise(*_: object) -> dict[str, Any]:
 def service(**replicas: list[Replica]) -> tuple[GraphService, dict[str, FakeDeployment]]:
     """A service whose families have these replicas; those not named have none."""
     methods: dict[str, Any] = {"decoder": {"decode": decode}, "vosk": {"transcribe": recognise}}
-    handles = {
+    handles: dict[str, Any] = {
         name: FakeDeployment(replicas=replicas.get(name, ()), **methods.get(name, {}))
         for name in ("decoder", *DEFAULTS)
     }
     timeouts_s = dict.fromkeys(handles, 10.0)
-    given: Any = handles
-    return GraphService(Catalogue.load(), given, DEFAULTS, timeouts_s, "demo-whisper"), handles
+    return GraphService(
+        Catalogue.load(), handles, DEFAULTS, timeouts_s, "demo-whisper"
+    ), handles
 
 
 def replica(**answers: Any) -> Replica:
@@ -131,13 +132,13 @@ async def test_the_progress_of_jobs_comes_from_all_recognisers() -> None:
     assert await graph.seconds_done() == {"job_1": 1.0, "job_2": 2.0}
 
 
-async def test_readiness_is_that_of_the_replicas_and_is_asked_for_once_a_while(
+async def test_readiness_is_that_of_the_replicas_and_is_queried_once_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[str] = []
+    queries: list[str] = []
 
     def status() -> SimpleNamespace:
-        asked.append("status")
+        queries.append("status")
         replicas = {
             "Whisper": {ReplicaState.RUNNING: 1, ReplicaState.STARTING: 1},
             "Vosk": {ReplicaState.STARTING: 2},
@@ -153,7 +154,7 @@ async def test_readiness_is_that_of_the_replicas_and_is_asked_for_once_a_while(
     graph, _ = service()
     for _ in range(3):
         assert await graph.ready() == {"Whisper": True, "Vosk": False}
-    assert asked == ["status"]
+    assert queries == ["status"]
     monkeypatch.setattr(graph_service, "STATUS_AGE_S", -1.0)
     await graph.ready()
-    assert asked == ["status", "status"]
+    assert queries == ["status", "status"]

@@ -146,7 +146,7 @@ async def test_an_interactive_call_that_was_cancelled_in_the_queue_holds_up_noth
 
 async def test_batch_calls_run_while_an_interactive_call_waits_for_what_one_holds() -> None:
     worker, job = Worker(1), Long()
-    place, asks = threading.Lock(), threading.Event()
+    place, waits = threading.Lock(), threading.Event()
 
     def with_place(call: Call) -> str:
         with place:
@@ -154,7 +154,7 @@ async def test_batch_calls_run_while_an_interactive_call_waits_for_what_one_hold
 
     def needs_place(call: Call) -> str:
         with call.without_demand():
-            asks.set()
+            waits.set()
             assert place.acquire(timeout=WAIT_S)
         with call.slot():
             place.release()
@@ -163,7 +163,7 @@ async def test_batch_calls_run_while_an_interactive_call_waits_for_what_one_hold
     running = asyncio.create_task(worker.run(with_place, "job_1"))
     await held(job)
     online = asyncio.create_task(worker.run(needs_place))
-    assert await asyncio.to_thread(asks.wait, WAIT_S)
+    assert await asyncio.to_thread(waits.wait, WAIT_S)
     before = job.pieces
     await eventually(lambda: job.pieces > before)
     job.end.set()
