@@ -47,9 +47,7 @@ def service(**replicas: list[Replica]) -> tuple[GraphService, dict[str, FakeDepl
         for name in ("decoder", *DEFAULTS)
     }
     timeouts_s = dict.fromkeys(handles, 10.0)
-    return GraphService(
-        Catalogue.load(), handles, DEFAULTS, timeouts_s, "demo-whisper"
-    ), handles
+    return GraphService(Catalogue.load(), handles, DEFAULTS, timeouts_s, "demo-whisper"), handles
 
 
 def replica(**answers: Any) -> Replica:
