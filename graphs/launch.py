@@ -5,6 +5,7 @@ For a laptop or a single box, and in a hurry: the graph is built here, not in a 
 """
 
 import argparse
+import logging
 import os
 import shlex
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,20 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import ray
 import yaml
 from ray import serve
-from ray.serve.schema import LoggingConfig
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve.context import _get_global_client
+from ray.serve.schema import DeploymentStatus, LoggingConfig
 
 from api.auth.key_file import create_key_file
 from configs.catalogue import REPOSITORY_ROOT
 from configs.settings import SpeechArgs
+from deployments.runtime import logs
 from graphs.speech import build
 from graphs.validate import problems
 
 OBJECT_STORE_BYTES = 512 * 1024**2
+STOP_S = 30.0
+"""Longest wait for the replicas to stop."""
 PROCESSES = 9
 """Serve's controller and proxy, and one replica of each of the seven deployments."""
 
@@ -59,6 +66,7 @@ def start(config: dict[str, Any], args: SpeechArgs, num_cpus: int) -> tuple[str,
         dashboard_port=_free_port("127.0.0.1", 8265),
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
+        logging_level=logging.WARNING,
     )
     (application,) = config["applications"]
     legacy = legacy_environment.read(application["args"])
@@ -72,6 +80,7 @@ def start(config: dict[str, Any], args: SpeechArgs, num_cpus: int) -> tuple[str,
     logging_config = LoggingConfig(
         **config.get("logging_config", {}) | legacy.get("logging_config", {})
     )
+    logs.write_to_stderr(logging_config)
     serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logging_config)
     serve.run(
         build(args),
@@ -114,6 +123,54 @@ def _free_port(host: str, wanted: int) -> int:
     raise OSError(f"no free port on {host}")
 
 
+def _failures() -> list[str]:
+    """The deployments that did not start, each with the exception that its replica raised."""
+    if not ray.is_initialized():
+        return []
+    return [
+        f"{name}: {root_cause(deployment.message)}"
+        for application in serve.status().applications.values()
+        for name, deployment in application.deployments.items()
+        if deployment.status == DeploymentStatus.DEPLOY_FAILED
+    ]
+
+
+def root_cause(message: str) -> str:
+    """The exception and its message, in one line, of the traceback at the end of ``message``."""
+    lines = message.splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    after_frame = dropwhile(
+        lambda line: line.startswith(" "), lines[frames[-1] :] if frames else lines
+    )
+    return " ".join(" ".join(after_frame).split())
+
+
+def _stop() -> None:
+    """Stop Serve, then Ray.
+
+    ``serve.shutdown`` would wait in a call that ends with the death of the controller, which Ray
+    reports as a failed task.
+    """
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        ray.get(client._controller.graceful_shutdown.remote(wait=False))
+        deadline = time.monotonic() + STOP_S
+        while _controller_lives():
+            if time.monotonic() > deadline:
+                sys.stderr.write(f"replicas did not stop within {STOP_S:g} s\n")
+                break
+            time.sleep(0.1)
+    ray.shutdown()
+
+
+def _controller_lives() -> bool:
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted, or for as long as the command of ``--then`` runs."""
     parser = argparse.ArgumentParser(prog="python -m graphs.launch", description=__doc__)
@@ -132,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if found:
         sys.stderr.write("".join(f"{options.config}: {problem}\n" for problem in found))
         return 2
+    # What Ray and Serve report of their own start is not of interest here.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     started = time.monotonic()
     try:
         config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
@@ -153,14 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return subprocess.call(shlex.split(options.then), env=environment)
         signal.pause()
     except RuntimeError as error:  # what Serve raises when a replica cannot start
-        sys.stderr.write(f"the graph did not come up: {error}\n")
+        reasons = _failures() or [str(error)]
+        sys.stderr.write("".join(f"the graph did not come up: {reason}\n" for reason in reasons))
         return 1
     except KeyboardInterrupt:
         sys.stdout.write("stopping\n")
     finally:
         if ray.is_initialized():
-            serve.shutdown()
-            ray.shutdown()
+            _stop()
     return 0
 
 

@@ -16,6 +16,9 @@ class SpeechError(Exception):
         super().__init__(message)
         self.message = message
 
+    def __str__(self) -> str:
+        return self.message  # without the fields, which are arguments for the sake of pickling
+
 
 class InvalidRequest(SpeechError):
     """The request contradicts itself or names something that does not exist."""

@@ -28,13 +28,18 @@ def test_make_demo_prints_both_dialogues_with_speakers_and_emotions(clone: Path)
     run = subprocess.run(
         ["make", "demo", f"PYTHON={sys.executable}"],
         cwd=clone,
-        env={**os.environ, "VIRTUAL_ENV": str(clone.parent / "of-something-else")},
+        env={**os.environ, "VIRTUAL_ENV": str(clone.parent / "of-something-else")}
+        | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
         capture_output=True,
         text=True,
         timeout=800,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stderr == ""
+    lines = run.stdout.splitlines()
+    started = next(number for number, line in enumerate(lines) if "graphs.launch" in line)
+    assert lines[started + 1].startswith("speechgraph is up after ")
     pages = run.stdout.split("── ")[1:]
     assert [page.split(":")[0] for page in pages] == ["dialogue-ru.flac", "dialogue-en.flac"]
     for page, language in zip(pages, ("ru", "en"), strict=True):
