@@ -1,4 +1,4 @@
-"""Whether the ingress lives, and whether the graph behind it can work."""
+"""Liveness of the ingress, and readiness of the graph behind it."""
 
 import asyncio
 import logging
@@ -12,8 +12,8 @@ from api.service import SpeechService
 
 log = logging.getLogger(f"speechgraph.{__name__}")
 
-PATIENCE_S = 1.0
-"""How long liveness waits to hear of the model; it is told without it then."""
+STATES_TIMEOUT_S = 1.0
+"""How long liveness waits for the states of the deployments; then no model counts as loaded."""
 
 
 class Health(TypedDict):
@@ -31,7 +31,10 @@ class Health(TypedDict):
 
 
 class Readiness(TypedDict):
-    """Whether every required deployment has a healthy replica."""
+    """Whether every deployment that always has replicas has one that runs.
+
+    ``deployments``: whether each has one, those included that may have none.
+    """
 
     status: Literal["ready", "not_ready"]
     deployments: dict[str, bool]
@@ -56,12 +59,15 @@ def router(service: SpeechService, version: str) -> APIRouter:
         "/ready",
         summary="Readiness: every required deployment is up",
         response_model=Readiness,
-        responses={503: {"model": Readiness, "description": "A deployment is not up yet."}},
+        responses={503: {"model": Readiness, "description": "A deployment has no replica yet."}},
     )
     async def ready() -> JSONResponse:
-        deployments = dict(await service.ready())
-        up = all(deployments.values())
-        body: Readiness = {"status": "ready" if up else "not_ready", "deployments": deployments}
+        states = await service.deployment_states()
+        up = all(state.running or not state.required for state in states.values())
+        body: Readiness = {
+            "status": "ready" if up else "not_ready",
+            "deployments": {name: state.running for name, state in states.items()},
+        }
         return JSONResponse(body) if up else JSONResponse(body, 503, headers={"Retry-After": "2"})
 
     return routes
@@ -70,9 +76,12 @@ def router(service: SpeechService, version: str) -> APIRouter:
 async def _serves(service: SpeechService, model: str) -> bool:
     entry = service.catalogue.find(model)
     try:
-        async with asyncio.timeout(PATIENCE_S):
-            deployments = await service.ready()
-    except Exception as error:  # this process lives, whatever ails those that know of the others
-        log.warning("readiness is not known: %r", error)
+        async with asyncio.timeout(STATES_TIMEOUT_S):
+            states = await service.deployment_states()
+    except Exception as error:  # liveness is about this process, whatever else fails
+        log.warning("the states of the deployments cannot be read: %r", error)
         return False
-    return entry is not None and deployments.get(entry.family.capitalize(), False)
+    if entry is None:
+        return False
+    state = states.get(entry.family.capitalize())
+    return state is not None and state.running

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Set
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from configs.catalogue import Catalogue, Family
 from speech.errors import InvalidRequest, ModelNotFound, NotEnabled
@@ -15,6 +15,13 @@ FAMILIES: Mapping[Task, Set[Family]] = {
     "emotion": {"emotion"},
 }
 """The families of models that can do a task."""
+
+
+class DeploymentState(NamedTuple):
+    """``running``: a replica runs with its models loaded. ``required``: one always should."""
+
+    running: bool
+    required: bool
 
 
 class SpeechService(Protocol):
@@ -48,8 +55,8 @@ class SpeechService(Protocol):
         """
         ...
 
-    async def ready(self) -> Mapping[str, bool]:
-        """Whether each required deployment has a healthy replica, by name."""
+    async def deployment_states(self) -> Mapping[str, DeploymentState]:
+        """The state of every deployment of the graph, by its name."""
         ...
 
     async def cache_stats(self) -> list[dict[str, Any]]:
@@ -87,8 +94,8 @@ class _WithMaxDuration:
     ) -> AsyncGenerator[Segment | Transcript, None]:
         return self._service.stream(data, replace(options, max_seconds=self._max_seconds))
 
-    async def ready(self) -> Mapping[str, bool]:
-        return await self._service.ready()
+    async def deployment_states(self) -> Mapping[str, DeploymentState]:
+        return await self._service.deployment_states()
 
     async def cache_stats(self) -> list[dict[str, Any]]:
         return await self._service.cache_stats()

@@ -110,6 +110,14 @@ def _check_models(args: SpeechArgs, catalogue: Catalogue, models: dict[str, Mode
             entry = catalogue.find(model)
             if entry is None or not entry.streaming:
                 raise ValueError(f"live: {model!r} is no streaming model of the catalogue")
+    speaker = args.ingress.sessions.speaker_model
+    if speaker is not None:
+        entry = catalogue.find(speaker)
+        if entry is None or entry.format != "sherpa_onnx":
+            raise ValueError(
+                f"ingress.sessions.speaker_model: {speaker!r} is no speaker model of the catalogue "
+                "(format sherpa_onnx)"
+            )
     for table in ("openai_aliases", "whisper_rest_aliases"):
         for alias, meant in getattr(args.ingress, table).items():
             if meant is not None and catalogue.find(meant) is None:

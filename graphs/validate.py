@@ -1,6 +1,6 @@
-"""`python -m graphs.validate FILE...`: says what is wrong with a Serve config before Ray sees it.
+"""`python -m graphs.validate FILE...`: checks Serve configs before Ray sees them.
 
-Serve takes misspelt fields of a deployment in silence and reports wrong arguments only after it has
+Serve ignores misspelt fields of a deployment and reports wrong arguments only after it has
 started to deploy; here both are errors with their place in the file.
 """
 
@@ -14,14 +14,15 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve import Application
+from ray.serve._private.build_app import build_app
 from ray.serve.schema import ServeDeploySchema
 
-from configs.settings import ReloadableSettings, SpeechArgs
+from configs.settings import ReloadableSettings
 
-LIVE_SETTINGS: dict[str, type[BaseModel]] = dict.fromkeys(
+RELOADABLE: dict[str, type[BaseModel]] = dict.fromkeys(
     ("Whisper", "Vosk", "Emotion", "Diarization"), ReloadableSettings
 )
-"""What ``user_config`` of each deployment must look like; the others take none."""
+"""The schema of ``user_config``; the other deployments take none."""
 
 
 def problems(path: Path) -> list[str]:
@@ -43,34 +44,33 @@ def _application_problems(application: dict[str, Any]) -> list[str]:
     place = f"applications[{application.get('name', 'default')}]"
     try:
         builder = _builder(application["import_path"])
-        args = _arguments(builder, application.get("args", {}))
-        builder(*args)
+        graph = builder(*_arguments(builder, application.get("args", {})))
+        names = {deployment.name for deployment in build_app(graph, name="").deployments}
     except ValidationError as error:
         return _lines(error, f"{place}.args")
     except (ImportError, AttributeError, TypeError, ValueError, OSError) as error:
         return [f"{place}: {error}"]
-    known = _deployment_names(args)
     return [
         problem
         for deployment in application.get("deployments", [])
-        for problem in _deployment_problems(deployment, known, place)
+        for problem in _deployment_problems(deployment, names, place)
     ]
 
 
-def _deployment_problems(deployment: dict[str, Any], known: set[str], place: str) -> Iterator[str]:
+def _deployment_problems(deployment: dict[str, Any], names: set[str], place: str) -> Iterator[str]:
     name = deployment["name"]
-    if name not in known:
-        yield f"{place}.deployments: no deployment {name!r}; there are {', '.join(sorted(known))}"
+    if name not in names:
+        yield f"{place}.deployments: no deployment {name!r}; there are {', '.join(sorted(names))}"
         return
-    live = deployment.get("user_config")
-    if live is None:
+    user_config = deployment.get("user_config")
+    if user_config is None:
         return
-    schema = LIVE_SETTINGS.get(name)
+    schema = RELOADABLE.get(name)
     if schema is None:
         yield f"{place}.deployments[{name}]: takes no user_config"
         return
     try:
-        schema.model_validate(live)
+        schema.model_validate(user_config)
     except ValidationError as error:
         yield from _lines(error, f"{place}.deployments[{name}].user_config")
 
@@ -86,14 +86,6 @@ def _builder(import_path: str) -> Callable[..., Application]:
 def _arguments(builder: Callable[..., Application], args: dict[str, Any]) -> list[Any]:
     parameter = next(iter(inspect.signature(builder).parameters.values()))
     return [parameter.annotation.model_validate(args)]
-
-
-def _deployment_names(args: list[Any]) -> set[str]:
-    names = {"Ingress", "Decoder"}
-    if isinstance(args[0], SpeechArgs):
-        names |= {family.capitalize() for family in args[0].model_deployments()}
-        names |= {"JobRunner"} if args[0].jobs is not None else set()
-    return names
 
 
 def _unknown_fields(value: Any, schema: Any, place: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The models of an ingress replica for live streams: detectors, engines of its own, or lanes."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from deployments.runtime.handle_ports import ServedEmotions, ServedTranscriber
 from deployments.runtime.metrics import observe_lag
 from deployments.runtime.model_access import ModelFiles, hardware, streaming_engine
 from speech.audio import Samples
-from speech.errors import ModelUnavailable
+from speech.errors import ModelUnavailable, SpeechError
 from speech.live.endpointing import LONGEST_UTTERANCE_S, EndpointOptions
 from speech.live.session import LivePorts
 from speech.ports import SpeakerEmbedder, StreamingRecognizer, VoiceActivity
@@ -51,7 +52,7 @@ def live_ports(
         streaming=_streaming(live, ingress, files, handles),
         transcriber=ServedTranscriber(catalogue, handles, timeouts_s),
         emotions=ServedEmotions(emotion, timeouts_s["emotion"]) if emotion else None,
-        embedder=_LazyEmbedder(files, speaker) if speaker else None,
+        embedder=LazyEmbedder(partial(_speaker_engine, files, speaker)) if speaker else None,
         observe_lag=observe_lag,
     )
 
@@ -90,16 +91,23 @@ def recognition_lag_s(ports: LivePorts) -> float:
 
 
 class _Detectors:
-    """Voice activity detectors; the libraries load with the first stream."""
+    """Voice activity detectors. The network loads in a thread, with the first stream."""
 
     def __init__(self) -> None:
         self._silero: Any = None
+        self._missing: ImportError | None = None
+        # Imported before the replica takes requests: on its event loop it would delay all streams.
+        try:
+            import engines.vad.silero_vad  # noqa: F401
+        except ImportError as error:
+            self._missing = error
 
     def open(self, options: EndpointOptions) -> VoiceActivity:
-        try:
-            from engines.vad.silero_vad import StreamingSilero
-        except ImportError as error:
-            raise ModelUnavailable(f"voice activity detection is not installed: {error}") from error
+        """A detector for one stream. Raises ModelUnavailable."""
+        if self._missing is not None:
+            raise ModelUnavailable(f"voice activity detection is not installed: {self._missing}")
+        from engines.vad.silero_vad import StreamingSilero
+
         if self._silero is None:
             self._silero = StreamingSilero()
         silero: VoiceActivity = self._silero.open()
@@ -121,16 +129,37 @@ class _Both:
         return np.minimum(await self._first.feed(samples), await self._second.feed(samples))
 
 
-class _LazyEmbedder:
-    def __init__(self, files: ModelFiles, model: str) -> None:
-        self._files = files
-        self._model = model
-        self._engine: SpeakerEmbedder | None = None
+class LazyEmbedder:
+    """A :class:`speech.ports.SpeakerEmbedder` that loads in a thread when it is first used.
+
+    Streams that need it meanwhile wait for the same load. After a failure the next call loads
+    again.
+    """
+
+    def __init__(self, load: Callable[[], SpeakerEmbedder]) -> None:
+        """``load`` blocks, for as long as a download takes."""
+        self._load = load
+        self._loading: asyncio.Task[SpeakerEmbedder] | None = None
 
     async def embed(self, samples: Samples) -> NDArray[np.float32]:
-        if self._engine is None:
-            from engines.diarization.speaker_embedding import SpeakerEngine
+        """See the port; raises ModelUnavailable where the model does not load."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._loaded())
+        # Shielded: a stream that ends must not end the load for the others.
+        engine = await asyncio.shield(self._loading)
+        return await engine.embed(samples)
 
-            entry = self._files.entry(self._model)
-            self._engine = SpeakerEngine(self._files.locate(entry), device="cpu")
-        return await self._engine.embed(samples)
+    async def _loaded(self) -> SpeakerEmbedder:
+        try:
+            return await asyncio.to_thread(self._load)
+        except Exception as error:
+            self._loading = None
+            if isinstance(error, SpeechError):
+                raise
+            raise ModelUnavailable(f"the speaker model does not load: {error}") from error
+
+
+def _speaker_engine(files: ModelFiles, model: str) -> SpeakerEmbedder:
+    from engines.diarization.speaker_embedding import SpeakerEngine
+
+    return SpeakerEngine(files.locate(files.entry(model)), device="cpu")

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
@@ -33,8 +34,18 @@ async def when_draining(then: Callable[[], Awaitable[None]]) -> None:
 
 
 def _state(application: str, deployment: str, replica: str) -> str | None:
+    replicas = deployments_of(application)[deployment]["replicas"]
+    return next((r["state"] for r in replicas if r["replica_id"] == replica), None)
+
+
+def deployments_of(application: str) -> dict[str, Any]:
+    """Serve's details of each deployment by name; blocks until the controller has answered.
+
+    ``serve.status()`` has neither the ids of replicas nor the options of deployments.
+    """
     client = _get_global_client()
     assert client is not None, "a replica has a client"
-    details = client.get_serve_details()
-    replicas = details["applications"][application]["deployments"][deployment]["replicas"]
-    return next((r["state"] for r in replicas if r["replica_id"] == replica), None)
+    deployments: dict[str, Any] = client.get_serve_details()["applications"][application][
+        "deployments"
+    ]
+    return deployments

@@ -13,8 +13,9 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ReplicaState
 
-from api.service import FAMILIES
+from api.service import FAMILIES, DeploymentState
 from configs.catalogue import Catalogue, Family
+from deployments.runtime.drain import deployments_of
 from deployments.runtime.handle_ports import (
     ServedDecoder,
     ServedDiarizer,
@@ -51,7 +52,7 @@ class GraphService:
         self._handles = handles
         self._defaults = defaults
         self._default_transcriber = default_transcriber
-        self._ready: tuple[float, Mapping[str, bool]] = (float("-inf"), {})
+        self._states: tuple[float, Mapping[str, DeploymentState]] = (float("-inf"), {})
         self._timeouts_s = timeouts_s
         self._graph = self._graph_for(None)
 
@@ -110,12 +111,12 @@ class GraphService:
         """See :meth:`speech.pipeline.SpeechGraph.stream`."""
         return self._graph.stream(data, options)
 
-    async def ready(self) -> Mapping[str, bool]:
-        """Whether each deployment has a replica that runs, with its models loaded."""
-        asked_at, states = self._ready
+    async def deployment_states(self) -> Mapping[str, DeploymentState]:
+        """See :meth:`api.service.SpeechService.deployment_states`."""
+        asked_at, states = self._states
         if time.monotonic() - asked_at > STATUS_AGE_S:
-            states = await asyncio.to_thread(_running, serve.get_replica_context().app_name)
-            self._ready = (time.monotonic(), states)
+            states = await asyncio.to_thread(_states_of, serve.get_replica_context().app_name)
+            self._states = (time.monotonic(), states)
         return states
 
     async def cache_stats(self) -> list[dict[str, Any]]:
@@ -133,9 +134,17 @@ class GraphService:
             return []
 
 
-def _running(app_name: str) -> dict[str, bool]:
-    application = serve.status().applications[app_name]
+def _states_of(application: str) -> dict[str, DeploymentState]:
     return {
-        name: status.replica_states.get(ReplicaState.RUNNING, 0) > 0
-        for name, status in application.deployments.items()
+        name: DeploymentState(
+            running=any(r["state"] == ReplicaState.RUNNING for r in deployment["replicas"]),
+            required=_min_replicas(deployment["deployment_config"]) > 0,
+        )
+        for name, deployment in deployments_of(application).items()
     }
+
+
+def _min_replicas(config: Mapping[str, Any]) -> int:
+    scaling = config.get("autoscaling_config")
+    replicas: int = scaling["min_replicas"] if scaling else config["num_replicas"]
+    return replicas

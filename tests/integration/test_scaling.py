@@ -101,6 +101,23 @@ def _gpus_of_replicas(app: str) -> dict[str, dict[str, int]]:
     return found
 
 
+def test_a_model_of_no_replicas_is_ready_and_starts_with_its_first_request(
+    application: Service, demo_args: dict[str, Any], process: Process, demo_audio: Path
+) -> None:
+    args = {
+        "offline": True,
+        "ingress": {**demo_args["ingress"], "default_transcriber": "demo-vosk"},
+        "decoder": demo_args["decoder"],
+        "vosk": {**demo_args["vosk"], "scaling": {"min_replicas": 0, "max_replicas": 1, **QUICK}},
+    }
+    with application("asleep", args) as url:
+        answer = httpx.get(f"{url}/ready", timeout=30)
+        up = {"Ingress": True, "Decoder": True, "Vosk": False}
+        assert (answer.status_code, answer.json()) == (200, {"status": "ready", "deployments": up})
+        assert process(url, demo_audio / "dialogue-en.flac", {}).status_code == 200
+        assert httpx.get(f"{url}/ready", timeout=30).json()["deployments"]["Vosk"] is True
+
+
 def test_an_idle_model_is_unloaded_after_its_ttl_and_comes_back_on_use(
     application: Service, demo_args: dict[str, Any], process: Process, demo_audio: Path
 ) -> None:

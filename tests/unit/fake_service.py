@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from api.app import make_app
 from api.fetch import Fetcher
 from api.live.registry import LiveModels, LiveStreams
+from api.service import DeploymentState
 from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings
 from speech.jobs.desk import JobDesk
@@ -71,6 +72,7 @@ class FakeService:
         self.before_segment: Callable[[int], Awaitable[None]] = AsyncMock()
         """Awaited before each segment of a stream is heard, with its number."""
         self.deployments = {"Decoder": True, "Whisper": True}
+        self.may_have_no_replicas: set[str] = set()
         self.loaded: list[dict[str, Any]] = []
 
     async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
@@ -88,8 +90,11 @@ class FakeService:
             yield segment
         yield transcript
 
-    async def ready(self) -> dict[str, bool]:
-        return self.deployments
+    async def deployment_states(self) -> dict[str, DeploymentState]:
+        return {
+            name: DeploymentState(running, name not in self.may_have_no_replicas)
+            for name, running in self.deployments.items()
+        }
 
     async def cache_stats(self) -> list[dict[str, Any]]:
         return self.loaded

@@ -7,6 +7,7 @@ import pytest
 
 from api.app import make_app
 from api.request_id import request_id
+from api.service import DeploymentState
 from configs.settings import IngressSettings
 from speech.transcript import Transcript
 from tests.unit.fake_service import FakeService, app_of, client_of, no_streams
@@ -49,14 +50,14 @@ async def test_health_says_when_no_replica_has_the_model(client, service):
 async def test_health_is_about_this_process_whatever_ails_those_behind_it(
     client, service, monkeypatch, trouble
 ):
-    async def ready() -> dict[str, bool]:
+    async def deployment_states() -> dict[str, DeploymentState]:
         if trouble == "error":
             raise ConnectionError("the controller is gone")
         await asyncio.Event().wait()
         raise AssertionError
 
-    monkeypatch.setattr(service, "ready", ready)
-    monkeypatch.setattr("api.health.PATIENCE_S", 0.01)
+    monkeypatch.setattr(service, "deployment_states", deployment_states)
+    monkeypatch.setattr("api.health.STATES_TIMEOUT_S", 0.01)
     answer = await client.get("/health")
     assert (answer.status_code, answer.json()) == (200, {**HEALTH, "model_loaded": False})
 
@@ -75,6 +76,15 @@ async def test_not_ready_while_one_deployment_is_down(client, service):
     assert int(answer.headers["Retry-After"]) >= 1
     down = {"Decoder": True, "Whisper": False}
     assert answer.json() == {"status": "not_ready", "deployments": down}
+
+
+async def test_ready_without_a_replica_where_a_deployment_may_have_none(client, service):
+    service.deployments["Whisper"] = False
+    service.may_have_no_replicas = {"Whisper"}
+    answer = await client.get("/ready")
+    up = {"Decoder": True, "Whisper": False}
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready", "deployments": up})
+    assert (await client.get("/health")).json()["model_loaded"] is False
 
 
 async def test_the_models_are_those_whose_deployment_runs(client):

@@ -41,6 +41,8 @@ def test_serve_config_shows_every_deployment_and_what_may_change_live(repository
         ("args.ingress", "default_transcriber", "nobody", "'nobody' is not served"),
         ("args.ingress", "openai_aliases", {"fast": "nobody"}, "'fast' means 'nobody'"),
         ("args.ingress", "whisper_rest_aliases", {"base": "nobody"}, "'base' means 'nobody'"),
+        ("args.ingress.sessions", "speaker_model", "nobody", "'nobody' is no speaker model"),
+        ("args.ingress.sessions", "speaker_model", "demo-pyannote", "is no speaker model"),
         ("args.vosk", "scaling", {"min_replicas": 3}, "min_replicas is above max_replicas"),
         ("", "import_path", "graphs.speech:bild", "graphs.speech"),
         ("", "deployments", [{"name": "Wisper"}], "no deployment 'Wisper'"),
@@ -66,6 +68,33 @@ def test_a_mistake_is_named_with_its_place(
     found = problems(file)
     assert len(found) == 1
     assert complaint in found[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Ingress", "Decoder", "Whisper", "Vosk", "Live", "Emotion", "Diarization", "JobRunner"],
+)
+def test_every_deployment_of_the_graph_can_be_overridden(
+    config: Any, tmp_path: Path, name: str
+) -> None:
+    (application,) = config["applications"]
+    application["args"]["live"]["placement"] = "replicas"
+    application["deployments"] = [{"name": name, "max_ongoing_requests": 7}]
+    file = tmp_path / "overridden.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert problems(file) == []
+
+
+def test_a_deployment_that_this_graph_does_not_start_cannot_be_overridden(
+    config: Any, tmp_path: Path
+) -> None:
+    (application,) = config["applications"]
+    assert application["args"]["live"].get("placement", "local") == "local"
+    application["deployments"] = [{"name": "Live", "max_ongoing_requests": 7}]
+    file = tmp_path / "overridden.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    (problem,) = problems(file)
+    assert "no deployment 'Live'" in problem
 
 
 def test_the_command_fails_on_a_broken_file_and_names_it(

@@ -1,0 +1,65 @@
+"""The speaker model of live streams loads once, beside the event loop."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from deployments.live.wiring import LazyEmbedder
+from speech.audio import Samples
+from speech.errors import ModelUnavailable
+
+SECOND: Samples = np.zeros(16_000, np.float32)
+
+
+class Engine:
+    """An embedder that needs no model."""
+
+    async def embed(self, samples: Samples) -> np.ndarray:
+        return np.ones(2, np.float32)
+
+
+async def test_streams_that_wait_for_the_model_share_one_load_off_the_event_loop() -> None:
+    may_end = threading.Event()
+    loads: list[str] = []
+
+    def load() -> Engine:
+        loads.append(threading.current_thread().name)
+        assert may_end.wait(30)
+        return Engine()
+
+    embedder = LazyEmbedder(load)
+    waiting = [asyncio.create_task(embedder.embed(SECOND)) for _ in range(3)]
+    waiting[0].cancel()
+    await asyncio.sleep(0.01)  # the event loop runs while the model loads
+    may_end.set()
+    first, *others = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(first, asyncio.CancelledError)
+    assert all(np.array_equal(vector, [1, 1]) for vector in others)
+    await embedder.embed(SECOND)
+    assert len(loads) == 1
+    assert loads[0] != threading.main_thread().name
+
+
+@pytest.mark.parametrize(
+    "error", [ModelUnavailable("the hub is not reachable"), OSError("the disk is full")]
+)
+async def test_a_load_that_fails_is_an_error_of_the_family_and_is_tried_again(
+    error: Exception,
+) -> None:
+    results: list[Exception | Engine] = [error, Engine()]
+
+    def load() -> Engine:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    embedder = LazyEmbedder(load)
+    both = await asyncio.gather(
+        embedder.embed(SECOND), embedder.embed(SECOND), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in both] == [ModelUnavailable, ModelUnavailable]
+    assert str(error) in str(both[0])
+    assert np.array_equal(await embedder.embed(SECOND), [1, 1])
