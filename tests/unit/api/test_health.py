@@ -167,7 +167,7 @@ async def test_openapi_describes_the_request_text_and_every_error(client):
     assert text["contentSchema"]["required"] == ["settings"]
     tra = schemas["TraSettings"]["properties"]
     assert (tra["beam_size"]["minimum"], tra["beam_size"]["maximum"]) == (1, 10)
-    statuses = {"200", "400", "413", "415", "422", "500", "503", "504"}
+    statuses = {"200", "400", "408", "413", "415", "422", "500", "503", "504"}
     assert set(operation["responses"]) == statuses
     bodies = {"openai": "OpenAIErrorBody", "whisper": "RestError"}
     for path in document["paths"].values():
