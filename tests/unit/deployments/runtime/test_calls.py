@@ -92,14 +92,22 @@ async def test_the_second_death_ends_the_call() -> None:
     assert len(handle.calls) == 2
 
 
-async def test_the_deadline_covers_both_attempts() -> None:
-    async def die_late() -> None:
-        await asyncio.sleep(0.02)
-        raise ActorDiedError
+async def test_the_deadline_covers_both_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    clock, passed_s = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: clock() + passed_s)
 
-    handle = method(die_late)
+    async def die_after_a_minute() -> str:
+        nonlocal passed_s
+        if not passed_s:
+            passed_s = 60.0
+            raise ActorDiedError
+        await asyncio.sleep(1)
+        return "a second attempt with a deadline of its own"
+
+    handle = method(die_after_a_minute)
     with pytest.raises(DeadlineExceeded):
-        await call(handle, timeout_s=0.03)
+        await call(handle, timeout_s=60)
     assert len(handle.calls) == 2
 
 
