@@ -24,7 +24,7 @@ from tests.unit.heldout import clips
 MODEL = "demo-vosk-streaming"
 STREAMS = 20
 CHUNK = SAMPLE_RATE // 10
-Said = list[list[str]]
+Utterances = list[list[str]]
 """The words of each utterance."""
 
 
@@ -60,7 +60,7 @@ def replicas(count: int) -> dict[str, int]:
 
 @asynccontextmanager
 async def lanes(app: str) -> AsyncIterator[LaneRecognizer]:
-    """What an ingress has."""
+    """The recogniser of an ingress, with a lane to each replica."""
     directory = lane_directory(serve.get_deployment_handle("Live", app))
     recognizer = LaneRecognizer(directory, tick_s=0.04, recover_s=30.0, max_utterance_s=20.0)
     try:
@@ -69,11 +69,13 @@ async def lanes(app: str) -> AsyncIterator[LaneRecognizer]:
         await recognizer.close()
 
 
-async def hear(recognizer: LaneRecognizer, utterances: list[Samples], pace: float) -> Said:
+async def recognise(
+    recognizer: LaneRecognizer, utterances: list[Samples], pace: float
+) -> Utterances:
     """The words of one stream, fed ``pace`` times as fast as spoken."""
     loop = asyncio.get_running_loop()
     stream = await recognizer.open(MODEL)
-    said: Said = []
+    words: Utterances = []
     due = loop.time()
     try:
         for samples in utterances:
@@ -81,36 +83,36 @@ async def hear(recognizer: LaneRecognizer, utterances: list[Samples], pace: floa
                 due += CHUNK / SAMPLE_RATE / pace
                 await asyncio.sleep(due - loop.time())
                 await stream.feed(samples[first : first + CHUNK])
-            said.append([word.text for word in await stream.finish()])
+            words.append([word.text for word in await stream.finish()])
     finally:
         await stream.close()
-    return said
+    return words
 
 
-async def hear_all(
+async def recognise_all(
     recognizer: LaneRecognizer, talks: list[list[Samples]], pace: float = 1.0
-) -> list[Said]:
-    return await asyncio.gather(*(hear(recognizer, talk, pace) for talk in talks))
+) -> list[Utterances]:
+    return await asyncio.gather(*(recognise(recognizer, talk, pace) for talk in talks))
 
 
 @pytest.fixture(scope="module")
 def talks(demo_audio: Path) -> list[list[Samples]]:
-    """What each stream hears: two sentences, other ones than its neighbours."""
+    """The audio of each stream: two sentences, other ones than its neighbours."""
     spoken = [clip.samples for clip in clips(demo_audio, count=(STREAMS + 1) // 2 + 1)]
     return [list(pair) for pair in pairwise(spoken)][:STREAMS]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: str, talks: list[list[Samples]]) -> list[Said]:
-    """The words of every stream when nothing happens."""
+def undisturbed(cluster: str, talks: list[list[Samples]]) -> list[Utterances]:
+    """The words of every stream while no replica dies."""
 
-    async def listen() -> list[Said]:
+    async def run() -> list[Utterances]:
         async with lanes("calm") as recognizer:
-            return await hear_all(recognizer, talks, pace=4.0)
+            return await recognise_all(recognizer, talks, pace=4.0)
 
     with deployed("calm", scaling=replicas(1)):
-        words = asyncio.run(listen())
-    assert all(len(utterance) > 1 for said in words for utterance in said)
+        words = asyncio.run(run())
+    assert all(len(utterance) > 1 for stream in words for utterance in stream)
     return words
 
 
@@ -119,45 +121,45 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_killed_replica_costs_a_pause_but_no_word(
-    cluster: str, talks: list[list[Samples]], undisturbed: list[Said]
+    cluster: str, talks: list[list[Samples]], undisturbed: list[Utterances]
 ) -> None:
     with deployed("live", scaling=replicas(2)):
         async with lanes("live") as recognizer:
-            listening = asyncio.create_task(hear_all(recognizer, talks))
+            streaming = asyncio.create_task(recognise_all(recognizer, talks))
             await asyncio.sleep(2.0)
             before = replica_pids("live", "Live")
             assert len(before) == 2
             os.kill(min(before), signal.SIGKILL)
-            assert await listening == undisturbed
+            assert await streaming == undisturbed
             await until(lambda: running("live", "Live") == 2)
         assert len(before & replica_pids("live", "Live")) == 1
 
 
 async def test_a_redeploy_costs_no_word(
-    cluster: str, talks: list[list[Samples]], undisturbed: list[Said]
+    cluster: str, talks: list[list[Samples]], undisturbed: list[Utterances]
 ) -> None:
     with deployed("live", scaling=replicas(2)):
         async with lanes("live") as recognizer:
             before = replica_pids("live", "Live")
-            listening = asyncio.create_task(hear_all(recognizer, talks, pace=0.5))
+            streaming = asyncio.create_task(recognise_all(recognizer, talks, pace=0.5))
             await asyncio.sleep(1.0)
             await asyncio.to_thread(deploy, "live", scaling=replicas(2))
-            assert not listening.done(), "it happened under the streams"
-            assert await listening == undisturbed
+            assert not streaming.done(), "it happened under the streams"
+            assert await streaming == undisturbed
         assert not before & replica_pids("live", "Live")
 
 
 async def test_replicas_follow_the_streams_up_and_down_and_cost_no_word(
-    cluster: str, talks: list[list[Samples]], undisturbed: list[Said]
+    cluster: str, talks: list[list[Samples]], undisturbed: list[Utterances]
 ) -> None:
     scaling = {"min_replicas": 1, "max_replicas": 2, **QUICK}
     with deployed("live", scaling=scaling, target_streams=STREAMS * 0.75):
         async with lanes("live") as recognizer:
             most, few = talks[4:], talks[:4]
-            crowd = asyncio.create_task(hear_all(recognizer, most))
-            listening = asyncio.create_task(hear_all(recognizer, few, pace=0.25))
+            crowd = asyncio.create_task(recognise_all(recognizer, most))
+            streaming = asyncio.create_task(recognise_all(recognizer, few, pace=0.25))
             await until(lambda: running("live", "Live") == 2)
             assert await crowd == undisturbed[4:]
             await until(lambda: running("live", "Live") == 1)
-            assert not listening.done(), "it happened under the streams"
-            assert await listening == undisturbed[:4]
+            assert not streaming.done(), "it happened under the streams"
+            assert await streaming == undisturbed[:4]
