@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import ReplicaState
 
+from api.service import DeploymentState
 from configs.catalogue import Catalogue, Family
 from deployments.runtime import graph_service
 from deployments.runtime.graph_service import GraphService
@@ -130,29 +131,39 @@ async def test_the_progress_of_jobs_comes_from_all_recognisers() -> None:
     assert await graph.seconds_done() == {"job_1": 1.0, "job_2": 2.0}
 
 
-async def test_readiness_is_that_of_the_replicas_and_is_queried_once_a_while(
+async def test_the_states_of_the_deployments_are_queried_once_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     queries: list[str] = []
 
-    def status() -> SimpleNamespace:
-        queries.append("status")
-        replicas = {
-            "Whisper": {ReplicaState.RUNNING: 1, ReplicaState.STARTING: 1},
-            "Vosk": {ReplicaState.STARTING: 2},
+    def deployments_of(application: str) -> dict[str, Any]:
+        queries.append(application)
+        return {
+            "Whisper": {
+                "replicas": [{"state": ReplicaState.STARTING}, {"state": ReplicaState.RUNNING}],
+                "deployment_config": {"num_replicas": 2},
+            },
+            "Vosk": {
+                "replicas": [{"state": ReplicaState.STARTING}],
+                "deployment_config": {"autoscaling_config": {"min_replicas": 1}},
+            },
+            "Emotion": {
+                "replicas": [],
+                "deployment_config": {"autoscaling_config": {"min_replicas": 0}},
+            },
         }
-        deployments = {
-            name: SimpleNamespace(replica_states=states) for name, states in replicas.items()
-        }
-        return SimpleNamespace(applications={"app": SimpleNamespace(deployments=deployments)})
 
     context = SimpleNamespace(app_name="app")
     monkeypatch.setattr(graph_service.serve, "get_replica_context", lambda: context)
-    monkeypatch.setattr(graph_service.serve, "status", status)
+    monkeypatch.setattr(graph_service, "deployments_of", deployments_of)
     graph, _ = service()
     for _ in range(3):
-        assert await graph.ready() == {"Whisper": True, "Vosk": False}
-    assert queries == ["status"]
+        assert await graph.deployment_states() == {
+            "Whisper": DeploymentState(running=True, required=True),
+            "Vosk": DeploymentState(running=False, required=True),
+            "Emotion": DeploymentState(running=False, required=False),
+        }
+    assert queries == ["app"]
     monkeypatch.setattr(graph_service, "STATUS_AGE_S", -1.0)
-    await graph.ready()
-    assert queries == ["status", "status"]
+    await graph.deployment_states()
+    assert queries == ["app", "app"]
