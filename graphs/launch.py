@@ -189,8 +189,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if found:
         sys.stderr.write("".join(f"{options.config}: {problem}\n" for problem in found))
         return 2
-    # What Ray and Serve report of their own start is not of interest here.
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     started = time.monotonic()
     try:
         config = yaml.safe_load(options.config.read_text(encoding="utf-8"))

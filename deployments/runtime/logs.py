@@ -31,7 +31,8 @@ def connect() -> None:
 
 
 def write_to_stderr(config: LoggingConfig) -> None:
-    """Write the records of this process to stderr: for a process that is no part of Serve."""
+    """For a process that only starts Serve: its records go to stderr, of Serve's the warnings."""
+    logging.getLogger(_SERVE_LOGGER).setLevel(logging.WARNING)
     handler = _StderrHandler(as_json=config.encoding == EncodingType.JSON)
     _handle(logging.getLogger(LOGGER), handler, config.log_level)
 
