@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.websockets import WebSocket
 
 from api.errors import responses
@@ -33,6 +33,16 @@ MAX_UTTERANCE_S = 15.0
 ADVICE = "Прочти инструкцию в Schemas - 'WebSocketModel'"
 
 
+def _phrases(given: object) -> object:
+    """The list that a text may hold as JSON; any other text is one phrase."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except ValueError:
+        return [given]
+
+
 class Config(BaseModel):
     """What a client may set; unknown keys are ignored, as both servers do."""
 
@@ -43,7 +53,7 @@ class Config(BaseModel):
     wait_null_answers: bool = True
     words: bool = True
     max_alternatives: int = Field(0, ge=0, le=10)
-    phrase_list: list[str] | str | None = None
+    phrase_list: Annotated[list[str] | None, BeforeValidator(_phrases)] = None
 
 
 class WebSocketModel(BaseModel):
@@ -150,7 +160,7 @@ class _VoskSocket:
             partials=entry.streaming,
             cut_in_pauses=not entry.streaming,
             endpointing=EndpointOptions(max_utterance_s=MAX_UTTERANCE_S),
-            transcribe=TranscribeOptions(hotwords=_phrases(self.config)),
+            transcribe=TranscribeOptions(hotwords=self._hotwords()),
             progress_s=0.0,
         )
         if self.endpoints and options.cut_in_pauses:
@@ -162,6 +172,10 @@ class _VoskSocket:
 
     def _decoder(self) -> Any:
         return stream_decoder("pcm_s16le", round(self.config.sample_rate))
+
+    def _hotwords(self) -> str | None:
+        phrases = [phrase for phrase in self.config.phrase_list or () if phrase != "[unk]"]
+        return ", ".join(phrases)[:MAX_HOTWORDS] or None
 
     endpoints = False
     """Whether utterances are endpointed also for models that hear whole utterances."""
@@ -360,17 +374,6 @@ def _config(frame: str, before: Config) -> Config:
         return Config.model_validate({**before.model_dump(), **inner})
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidRequest(f"Can`t parse message - {str(error)[:500]}") from None
-
-
-def _phrases(config: Config) -> str | None:
-    given = config.phrase_list
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            given = [given]
-    phrases = (str(phrase) for phrase in given or () if phrase != "[unk]")
-    return ", ".join(phrases)[:MAX_HOTWORDS] if given else None
 
 
 def _word(word: Word) -> dict[str, Any]:

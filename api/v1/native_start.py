@@ -22,6 +22,10 @@ REALTIME_STT = EndpointOptions(
 """The defaults of RealtimeSTT servers."""
 
 
+MAX_COUNT = 2**53
+"""No number that is counted up to gets larger: JSON clients keep integers up to here."""
+
+
 class _Frame(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -69,9 +73,9 @@ class Resume(_Frame):
     """How far a client had come when its socket dropped."""
 
     session: str = Field(pattern=r"^[0-9a-zA-Z_-]{1,64}$")
-    seq: int = Field(ge=0, description="The last event received.")
+    seq: int = Field(ge=0, le=MAX_COUNT, description="The last event received.")
     from_s: float = Field(ge=0, le=10**6, description="End of the last final received, seconds.")
-    utterances: int = Field(0, ge=0, description="How many finals were received.")
+    utterances: int = Field(0, ge=0, le=MAX_COUNT, description="How many finals were received.")
     voices: Annotated[dict[str, Base64Bytes], Field(max_length=MAX_SPEAKERS)] = {}
 
     def state(self) -> ResumeState:

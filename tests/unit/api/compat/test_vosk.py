@@ -475,6 +475,17 @@ async def test_a_list_of_phrases_steers_the_model(quick, given, taken):
     assert quick.ears.opened == [(STREAMING, taken)]
 
 
+@pytest.mark.parametrize("path", ["/ws", "/vosk"])
+@pytest.mark.parametrize("given", ["5", "{}", '"one"', "[1]", "[" * 100_000, 5, [5], {}])
+async def test_what_is_no_list_of_phrases_is_answered_with_an_error(quick, path, given):
+    async with quick.connect(path) as client:
+        await client.send({"config": {"phrase_list": given}})
+        answer = await client.receive()
+        assert answer["error"].startswith("Can`t parse message - ")
+        await client.send(exact(say(1)), EOF)
+        assert "1" in json.dumps(await client.rest())
+
+
 async def test_the_end_without_audio_has_an_empty_text(quick):
     assert await lockstep(quick, b"") == ([], {"text": ""})
 
