@@ -5,7 +5,7 @@ CONFIG ?= configs/demo.yaml
 MODEL ?= --all
 KEYS ?= data/keys.txt
 
-.PHONY: setup demo serve key test test-unit test-integration test-e2e lint hooks bench validate models models-pull lock clean
+.PHONY: setup demo serve key test test-unit test-integration test-e2e lint hooks docs bench validate models models-pull lock clean
 
 setup: .venv/.installed
 
@@ -37,6 +37,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m graphs.validate serve_config.yaml configs/demo.yaml configs/cpu.yaml configs/gpu.yaml
+
+docs: setup
+	$(BIN)/python -m docs.settings_page
 
 hooks: setup
 	$(BIN)/pre-commit install

@@ -51,17 +51,25 @@ class Strict(BaseModel):
 class Scaling(Strict):
     """How many replicas a deployment has, and when that changes."""
 
-    min_replicas: int = Field(1, ge=0)
-    max_replicas: int = Field(1, ge=1)
+    min_replicas: int = Field(1, ge=0, description="Fewest replicas; 0 starts one on demand.")
+    max_replicas: int = Field(1, ge=1, description="Most replicas.")
     target_ongoing_requests: float = Field(
         2.0, gt=0, description="Requests per replica that autoscaling aims at."
     )
-    upscale_delay_s: float = Field(2.0, ge=0)
-    downscale_delay_s: float = Field(60.0, ge=0)
-    look_back_period_s: float = Field(
-        4.0, gt=0, description="Ray's own default of 30 s starts a replica only after 38 s."
+    upscale_delay_s: float = Field(
+        2.0, ge=0, description="Seconds that more replicas must be wanted before they are added."
     )
-    max_replicas_per_node: int | None = Field(None, ge=1)
+    downscale_delay_s: float = Field(
+        60.0, ge=0, description="Seconds that fewer replicas must suffice before some are stopped."
+    )
+    look_back_period_s: float = Field(
+        4.0,
+        gt=0,
+        description="Seconds of load that a decision looks at; with Ray's own 30 a start takes 38.",
+    )
+    max_replicas_per_node: int | None = Field(
+        None, ge=1, description="Most replicas on one node; no limit if absent."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "Scaling":
@@ -75,8 +83,12 @@ class Resources(Strict):
 
     num_cpus: float = Field(1.0, ge=0, description="Logical CPUs; threads are pinned to it.")
     num_gpus: float = Field(0.0, ge=0, description="Share of one GPU; 0 hides all GPUs.")
-    memory_mb: int | None = Field(None, ge=1)
-    label_selector: dict[str, str] = Field(default_factory=dict)
+    memory_mb: int | None = Field(
+        None, ge=1, description="Memory that Ray reserves for it, MiB; none if absent."
+    )
+    label_selector: dict[str, str] = Field(
+        default_factory=dict, description="Labels of the nodes that may run it."
+    )
 
 
 class Lifecycle(Strict):
@@ -87,8 +99,12 @@ class Lifecycle(Strict):
         ge=1,
         description="Requests that wait for this deployment, per caller; one more is refused.",
     )
-    health_check_period_s: float = Field(2.0, gt=0)
-    health_check_timeout_s: float = Field(10.0, gt=0)
+    health_check_period_s: float = Field(
+        2.0, gt=0, description="Seconds between two health checks of a replica."
+    )
+    health_check_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds until an unanswered health check counts as failed."
+    )
     drain_timeout_s: float = Field(
         60.0, ge=0, description="Time that running requests get when a replica is stopped."
     )
@@ -127,7 +143,9 @@ class EngineSettings(Deployment):
     preload: tuple[str, ...] | None = Field(
         None, description="Models loaded before the replica is ready; the default model if absent."
     )
-    device: Device = "auto"
+    device: Device = Field(
+        "auto", description="Where inference runs; auto is the GPU that Ray assigned, else the CPU."
+    )
     compute_type: str = Field(
         "auto", description="Number format of the weights: auto, int8, float16, float32…"
     )
