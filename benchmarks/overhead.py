@@ -1,4 +1,4 @@
-"""What the service adds to the bare libraries: wall time over HTTP ÷ wall time in process.
+"""Overhead of the service over the bare libraries: wall time over HTTP ÷ wall time in process.
 
 `make bench` starts the demo graph and runs this against it, on an otherwise idle machine. Same
 clip of 30 s, same models and options, one thread per engine on both sides; each round runs both

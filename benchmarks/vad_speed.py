@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from faster_whisper.vad import get_vad_model
 
-from benchmarks.stream_clients import Track
+from benchmarks.speech_track import Track
 from engines.vad.silero_network import CONTEXT_SAMPLES, SileroNetwork, initial_state
 from speech.media.segmentation import WINDOW_SAMPLES
 

@@ -1,4 +1,4 @@
-"""Decoded audio as a value: 16 kHz float32, the mono mix and, when asked for, the channels."""
+"""Decoded audio as a value: 16 kHz float32, the mono mix and, on request, the channels."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000
-"""Hz. Every model of the catalogue hears 16 kHz."""
+"""Hz; the rate of every model of the catalogue."""
 
 Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """Decoded audio at 16 kHz; read-only once it has travelled.
+    """Decoded audio at 16 kHz; read-only after it crossed a process.
 
     ``mono`` is float32 [samples] in [-1, 1]; ``channels`` is float32 [channels, samples] or None
-    when the channels were not kept or the source has one. ``warnings`` say what was odd about the
-    file it came from.
+    when the channels were not kept or the source has one. ``warnings`` describe anomalies of the
+    source file.
     """
 
     mono: Samples

@@ -1,14 +1,14 @@
-"""The closed family of things that can go wrong; each dialect says them in its own shape.
+"""The closed family of errors; each dialect renders them in its own shape.
 
-Every error carries a stable ``code`` for programs and a message for people. All of them pickle,
-so they keep class and fields on their way back from a replica.
+Every error carries a stable ``code`` for programs and a message for people. All of them pickle and
+keep class and fields when they return from a replica.
 """
 
 from typing import ClassVar
 
 
 class SpeechError(Exception):
-    """Base of the family: something went wrong that a client should be told about."""
+    """Base of the family: an error to report to the client."""
 
     code: ClassVar[str] = "internal_error"
 
@@ -27,13 +27,13 @@ class InvalidRequest(SpeechError):
 
 
 class ModelNotFound(InvalidRequest):
-    """No model of that id or alias stands in the catalogue of this service."""
+    """No model of that id or alias is in the catalogue of this service."""
 
     code = "model_not_found"
 
 
 class NotEnabled(InvalidRequest):
-    """The request asks for a part that this service does not run."""
+    """The request needs a component that this service does not run."""
 
     code = "not_enabled"
 
@@ -45,7 +45,7 @@ class EmptyAudio(SpeechError):
 
 
 class UnsupportedAudio(SpeechError):
-    """The bytes are no audio that can be decoded, or have no audio track."""
+    """The bytes cannot be decoded as audio, or have no audio track."""
 
     code = "unsupported_audio"
 
@@ -69,7 +69,7 @@ class AudioTooLong(SpeechError):
 
 
 class FetchFailed(SpeechError):
-    """The file that the request names by its address could not be fetched."""
+    """The file at the URL in the request could not be fetched."""
 
     code = "fetch_failed"
 
@@ -110,7 +110,7 @@ class DeadlineExceeded(SpeechError):
 
 
 class EngineFailed(SpeechError):
-    """A model failed on this input for a reason of its own."""
+    """A model failed on this input."""
 
     code = "engine_failed"
 
@@ -122,12 +122,12 @@ class StreamTooLong(SpeechError):
 
 
 class IdleTimeout(SpeechError):
-    """Nothing was heard of the client for too long."""
+    """The client sent nothing for too long."""
 
     code = "idle_timeout"
 
 
 class Cancelled(SpeechError):
-    """The work was given up because nobody waits for it any more."""
+    """The work was cancelled because nobody waits for its result any more."""
 
     code = "cancelled"

@@ -1,4 +1,4 @@
-"""Putting together what the models found: words to speakers, emotions to segments.
+"""Merging of the results of models: speakers of words, emotions of segments.
 
 Pure functions over :mod:`speech.transcript`; none of them touches audio.
 """
@@ -22,14 +22,13 @@ from speech.transcript import (
 )
 
 NEAREST_TURN_S = 1.0
-"""A word outside every turn goes to the nearest turn if that is not farther away than this."""
+"""The greatest distance to the nearest turn at which a word outside of all turns belongs to it."""
 
 FLIP_S = 0.25
-"""A single word shorter than this between two words of one speaker may be an error of the turns'
-borders…"""
-
 FLIP_SHARE = 0.8
-"""…and is taken for one when less than this share of it lies in its own speaker's turns."""
+"""A single word between two words of another speaker is attributed to that speaker if it is shorter
+than ``FLIP_S`` and less than ``FLIP_SHARE`` of it is in turns of its own: the borders of turns are
+inexact."""
 
 SEEKS_PER_S = 100
 """Whisper counts ``seek`` in frames of 10 ms."""
@@ -38,7 +37,7 @@ SENTENCE_ENDS = (".", "?", "!", "…")
 
 
 def join_channels(recognitions: Sequence[Recognition]) -> tuple[Segment, ...]:
-    """Recognitions of channel 0, 1, … as one list in the order of time, ``channel`` set."""
+    """Recognitions of channel 0, 1, … as one list in order of time, with ``channel``."""
     return _in_time_order(
         replace(segment, channel=channel)
         for channel, recognition in enumerate(recognitions)
@@ -46,14 +45,14 @@ def join_channels(recognitions: Sequence[Recognition]) -> tuple[Segment, ...]:
     )
 
 
-def later(segments: Iterable[Segment], seconds: float) -> tuple[Segment, ...]:
-    """Segments of a part of the file that begins at ``seconds``, with times of the file."""
+def shifted(segments: Iterable[Segment], seconds: float) -> tuple[Segment, ...]:
+    """The segments with times ``seconds`` later."""
     return tuple(
         replace(
             segment,
             start=segment.start + seconds,
             end=segment.end + seconds,
-            words=tuple(word.later(seconds) for word in segment.words),
+            words=tuple(word.shifted(seconds) for word in segment.words),
             seek=None if segment.seek is None else segment.seek + round(seconds * SEEKS_PER_S),
         )
         for segment in segments
@@ -63,24 +62,24 @@ def later(segments: Iterable[Segment], seconds: float) -> tuple[Segment, ...]:
 def attribute(segments: Sequence[Segment], diarization: Diarization) -> tuple[Segment, ...]:
     """Give every word its speaker and split the segments where the speaker changes.
 
-    The speaker of a word is the one whose exclusive turns overlap it most; else whose turns do;
-    else the nearest within NEAREST_TURN_S; else None. On a channel that belongs to one speaker
-    (turns with a channel) every word is that speaker's. Short flips are smoothed, see FLIP_S.
+    The speaker of a word is the one whose exclusive turns overlap it most; else the one whose turns
+    do; else the nearest within NEAREST_TURN_S; else None. On a channel of one speaker (turns with a
+    channel) every word is that speaker's. Short flips are smoothed, see FLIP_S.
 
-    A part of a split segment takes its times and text from its words and keeps the statistics of
-    the whole, but not its tokens. A segment without words is attributed as if it were one word.
+    A part of a split segment has the times and text of its words, the statistics of the whole
+    segment, and no tokens. A segment without words is attributed as if it were one word.
     """
-    voices: dict[int | None, _Voices] = {}
+    speakers: dict[int | None, _ChannelSpeakers] = {}
     parts: list[Segment] = []
     for segment in segments:
-        if segment.channel not in voices:
-            voices[segment.channel] = _Voices(diarization, segment.channel)
-        parts += _split(segment, voices[segment.channel])
+        if segment.channel not in speakers:
+            speakers[segment.channel] = _ChannelSpeakers(diarization, segment.channel)
+        parts += _split(segment, speakers[segment.channel])
     return _in_time_order(parts)
 
 
 def sentences(segments: Iterable[Segment]) -> list[Span]:
-    """Spans of the sentences, each to a word that ends in . ? ! … or to the end of its segment.
+    """Spans of the sentences, each up to a word that ends in . ? ! … or to the end of its segment.
 
     A segment without words is one sentence.
     """
@@ -103,11 +102,11 @@ def emotion_spans(
     turns: Sequence[Turn] | None,
     duration: float,
 ) -> tuple[list[Span], str | None]:
-    """What is to be classified, and a warning if it is not what was asked for.
+    """The spans to classify, and a warning if they are not of the requested level.
 
     ``word`` and ``sentence`` need segments, ``speaker`` needs turns; without them (None) the next
-    best level is taken: words for speakers, else the file. Only spans of turns name a speaker.
-    Spans lie within [0, ``duration``] seconds; those that have no length are dropped.
+    best level is used: words for speakers, else the file. Only spans of turns have a speaker.
+    Spans are within [0, ``duration``] seconds; empty ones are dropped.
     """
     warning: str | None = None
     whole = [Span(0.0, duration)]
@@ -136,10 +135,10 @@ def emotion_spans(
 def with_emotions(
     segments: Sequence[Segment], spans: Sequence[EmotionSpan], level: EmotionLevel
 ) -> tuple[Segment, ...]:
-    """Give every segment the mean of the emotions heard in it, weighted by seconds.
+    """Give every segment the mean scores of the spans that overlap it, weighted by seconds.
 
-    Spans of another channel or of another speaker do not count. At the level ``file`` every
-    segment has the scores of the file. A segment in which nothing was classified keeps None.
+    Spans of another channel or another speaker do not count. At the level ``file`` every segment
+    has the scores of the file. A segment without classified spans has None.
     """
     if level == "file":
         return tuple(replace(s, emotion=spans[0].scores if spans else None) for s in segments)
@@ -185,12 +184,14 @@ def _matches(span: EmotionSpan, segment: Segment) -> bool:
     return not other_channel and not other_speaker
 
 
-def _split(segment: Segment, voices: "_Voices") -> list[Segment]:
+def _split(segment: Segment, speakers: "_ChannelSpeakers") -> list[Segment]:
     if not segment.words:
-        speaker, _ = voices.of(segment.start, segment.end)
+        speaker, _ = speakers.speaker_of(segment.start, segment.end)
         return [replace(segment, speaker=speaker)]
-    words = _smoothed(segment.words, [voices.of(word.start, word.end) for word in segment.words])
-    runs = [(who, tuple(run)) for who, run in groupby(words, key=lambda word: word.speaker)]
+    words = _smoothed(
+        segment.words, [speakers.speaker_of(word.start, word.end) for word in segment.words]
+    )
+    runs = [(speaker, tuple(run)) for speaker, run in groupby(words, key=lambda word: word.speaker)]
     if len(runs) == 1:
         return [replace(segment, speaker=runs[0][0], words=runs[0][1])]
     return [
@@ -214,11 +215,11 @@ def _smoothed(words: Sequence[Word], votes: Sequence[tuple[str | None, float]]) 
         short = words[i].end - words[i].start < FLIP_S
         if before == after != speakers[i] and short and votes[i][1] < FLIP_SHARE:
             speakers[i] = before
-    return [replace(word, speaker=who) for word, who in zip(words, speakers, strict=True)]
+    return [replace(word, speaker=name) for word, name in zip(words, speakers, strict=True)]
 
 
 def _in_time_order(segments: Iterable[Segment]) -> tuple[Segment, ...]:
-    """Sorted by start, but never a segment before one that came earlier on its channel."""
+    """Sorted by start; segments of one channel keep their order."""
     reached: dict[int | None, float] = {}
     keyed = []
     for segment in segments:
@@ -228,8 +229,8 @@ def _in_time_order(segments: Iterable[Segment]) -> tuple[Segment, ...]:
     return tuple(segment for _, segment in sorted(keyed, key=lambda pair: pair[0]))
 
 
-class _Voices:
-    """The speakers that may be heard on one channel (None: on the mono mix)."""
+class _ChannelSpeakers:
+    """The speakers of one channel (None: of the mono mix)."""
 
     def __init__(self, diarization: Diarization, channel: int | None) -> None:
         turns = _on_channel(diarization.turns, channel)
@@ -238,8 +239,8 @@ class _Voices:
         owners = {turn.speaker for turn in turns if turn.channel is not None}
         self._owner = owners.pop() if channel is not None and len(owners) == 1 else None
 
-    def of(self, start: float, end: float) -> tuple[str | None, float]:
-        """The speaker of a stretch, and which share of it lies in that speaker's turns."""
+    def speaker_of(self, start: float, end: float) -> tuple[str | None, float]:
+        """The speaker of a time span, and the share of it in that speaker's turns."""
         if self._owner is not None:
             return self._owner, 1.0
         for timelines in (self._exclusive, self._turns):
@@ -265,7 +266,7 @@ def _timelines(turns: Iterable[Turn]) -> dict[str, "_Timeline"]:
 
 
 class _Timeline:
-    """When one speaker talks: stretches in order that do not touch, found by bisection."""
+    """The turns of one speaker, joined where they touch; queries by bisection."""
 
     def __init__(self, turns: Iterable[Turn]) -> None:
         self._starts: list[float] = []
@@ -278,14 +279,14 @@ class _Timeline:
                 self._ends.append(turn.end)
 
     def overlap(self, start: float, end: float) -> float:
-        """Seconds of the stretch in which the speaker talks."""
+        """Seconds of the time span that are in turns."""
         total = 0.0
         for i in range(bisect_right(self._ends, start), bisect_left(self._starts, end)):
             total += min(self._ends[i], end) - max(self._starts[i], start)
         return total
 
     def distance(self, start: float, end: float) -> float:
-        """Seconds of silence between the stretch and the nearest word of the speaker."""
+        """Seconds between the time span and the nearest turn."""
         i = bisect_right(self._ends, start)
         after = self._starts[i] - end if i < len(self._starts) else float("inf")
         before = start - self._ends[i - 1] if i else float("inf")

@@ -190,7 +190,7 @@ class SpeechGraph:
                 segments = self._merge_words(run, [window], diarization) or ()
                 recognitions.append(replace(window, segments=segments))
                 for segment in segments:
-                    yield segment.slower(options.speedup)
+                    yield segment.stretched(options.speedup)
         finally:
             if speakers is not None:
                 speakers.cancel()
@@ -224,7 +224,7 @@ class SpeechGraph:
             assert recognition is not None, "an error was raised"
             if recognition.segments and not options.multilingual:
                 options = replace(options, language=options.language or recognition.language)
-            yield replace(recognition, segments=merge.later(recognition.segments, start))
+            yield replace(recognition, segments=merge.shifted(recognition.segments, start))
 
     async def _side_by_side(
         self, run: _Run, audio: DecodedAudio, stereo: bool
@@ -322,7 +322,7 @@ class SpeechGraph:
             warnings=tuple(run.warnings),
             errors=tuple(run.errors),
         )
-        return transcript.slower(options.speedup)
+        return transcript.stretched(options.speedup)
 
 
 async def _all_or_first_error(work: Mapping[K, Coroutine[Any, Any, T]]) -> dict[K, T]:

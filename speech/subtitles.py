@@ -1,8 +1,8 @@
-"""Subtitles: segments as SubRip (SRT) and WebVTT, in cues that a person can read.
+"""Subtitles: segments as SubRip (SRT) and WebVTT, in readable cues.
 
-A cue holds at most two lines of 42 characters and seven seconds, the limits that broadcasters'
-style guides agree on. It ends with its segment, where the sentence ends, where the speaker or the
-channel changes, and before a pause. A word is never split; one too long for a line stands alone.
+A cue has at most two lines of 42 characters and seven seconds, the common limits of broadcasters'
+style guides. It ends with its segment, at the end of a sentence, where the speaker or the channel
+changes, and before a pause. A word is never split; one too long for a line has a line of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ CUE_LINES = 2
 CUE_MS = 7_000
 PAUSE_MS = 700
 SHORTEST_CUE_MS = 100
-"""Cues never overlap; where people talk at once, each is on the screen at least this long."""
+"""Cues never overlap; at overlapping speech each is shown at least this long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class _Cue:
 
 
 def srt(segments: Sequence[Segment], *, speakers: bool = False) -> str:
-    """SubRip text; with ``speakers`` each cue begins with "SPEAKER_00: ". "" if nothing is said."""
+    """SubRip text; with ``speakers`` each cue begins with "SPEAKER_00: ". "" without words."""
     blocks = []
     for number, cue in enumerate(_cues(segments, name_in_text=speakers), 1):
         text = "\n".join(cue.lines).replace("-->", "->")
@@ -59,21 +59,21 @@ def _clock(milliseconds: int, point: str) -> str:
 
 
 def _cues(segments: Sequence[Segment], *, name_in_text: bool) -> list[_Cue]:
-    """Cues in the order of time that neither overlap nor are empty."""
+    """Cues in order of time, none empty and none overlapping."""
     cues: list[_Cue] = []
     for segment in segments:
         start_ms = 0
         for words in _groups(_timed_words(segment), name_in_text):
-            # a cue of one segment never goes before the one that was said earlier
+            # The cues of a segment keep their order, whatever the times of its words.
             start_ms = max(start_ms, _ms(words[0].start))
             end_ms = min(max(_ms(word.end) for word in words), start_ms + CUE_MS)
             lines = tuple(_lines(words, name_in_text))
             cues.append(_Cue(start_ms, end_ms, lines, words[0].speaker))
     cues.sort(key=lambda cue: cue.start_ms)
-    return list(_apart(cues))
+    return list(_without_overlap(cues))
 
 
-def _apart(cues: Sequence[_Cue]) -> Iterator[_Cue]:
+def _without_overlap(cues: Sequence[_Cue]) -> Iterator[_Cue]:
     free_ms = 0
     for i, cue in enumerate(cues):
         start_ms = max(cue.start_ms, free_ms)
@@ -88,7 +88,7 @@ def _ms(seconds: float) -> int:
 
 
 def _timed_words(segment: Segment) -> list[Word]:
-    """The words of a segment; where it has none, those of its text, spread evenly over it."""
+    """The words of a segment; without any, those of its text, spread evenly over it."""
     if segment.words:
         return [
             Word(word.text, word.start, word.end, speaker=word.speaker or segment.speaker)
@@ -128,7 +128,7 @@ def _breaks(group: list[Word], word: Word, name_in_text: bool) -> bool:
 
 
 def _lines(words: Sequence[Word], name_in_text: bool) -> list[str]:
-    """The words in as few lines as they fit in, each filled before the next."""
+    """The words in lines, each filled before the next."""
     speaker = words[0].speaker
     lines = [f"{speaker}:"] if name_in_text and speaker else [""]
     for word in words:

@@ -1,4 +1,4 @@
-"""The one result value of the service: who said what, when, and how it sounded."""
+"""The result value of the service: words, speakers, times and emotions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,21 +18,21 @@ class Word:
     probability: float | None = None
     speaker: str | None = None
 
-    def later(self, seconds: float) -> "Word":
-        """The same word in the longer audio that its own begins ``seconds`` into."""
+    def shifted(self, seconds: float) -> "Word":
+        """The same word with times ``seconds`` later."""
         return replace(self, start=self.start + seconds, end=self.end + seconds)
 
-    def slower(self, factor: float) -> "Word":
+    def stretched(self, factor: float) -> "Word":
         """The same word in audio that is ``factor`` times as long."""
-        return _stretched(self, factor)
+        return _scaled(self, factor)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of speech that the recogniser gave as one; times in seconds of the file.
+    """A segment as the recogniser delimits it; times in seconds of the file.
 
-    ``channel`` is the index of the channel it was heard on, None for the mono mix. The statistics
-    below it are Whisper's own and None for the other recognisers.
+    ``channel`` is the index of its channel, None for the mono mix. The fields from ``tokens`` on
+    are statistics of Whisper, None for other recognisers.
     """
 
     start: float
@@ -49,16 +49,16 @@ class Segment:
     compression_ratio: float | None = None
     no_speech_prob: float | None = None
 
-    def slower(self, factor: float) -> "Segment":
+    def stretched(self, factor: float) -> "Segment":
         """The same segment in audio that is ``factor`` times as long."""
-        words = tuple(word.slower(factor) for word in self.words)
+        words = tuple(word.stretched(factor) for word in self.words)
         seek = None if self.seek is None else round(self.seek * factor)
-        return replace(_stretched(self, factor), words=words, seek=seek)
+        return replace(_scaled(self, factor), words=words, seek=seek)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A stretch in which one speaker talks; turns of different speakers may overlap."""
+    """A time span of one speaker; turns of different speakers may overlap."""
 
     start: float
     end: float
@@ -68,7 +68,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of one channel (None: the mono mix) that is to be classified."""
+    """A time span of one channel (None: the mono mix) to classify."""
 
     start: float
     end: float
@@ -78,7 +78,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class EmotionSpan:
-    """How a stretch of one channel (None: the mono mix) sounded."""
+    """The emotion scores of a time span of one channel (None: the mono mix)."""
 
     start: float
     end: float
@@ -89,7 +89,7 @@ class EmotionSpan:
 
 @dataclass(frozen=True, slots=True)
 class Recognition:
-    """What one recogniser heard on one channel; ``warnings`` say what it could not honour."""
+    """The result of a recogniser on one channel; ``warnings`` list options it could not honour."""
 
     segments: tuple[Segment, ...]
     language: str | None = None
@@ -97,7 +97,7 @@ class Recognition:
     warnings: tuple[str, ...] = ()
 
     def pack(self) -> dict[str, Any]:
-        """As plain containers: they cross a handle ten times cheaper than objects."""
+        """As plain containers, which cross a Serve handle at a tenth of the cost of objects."""
         return {
             "language": self.language,
             "language_probability": self.language_probability,
@@ -131,7 +131,7 @@ _SEGMENT_FIELDS = tuple(f for f in Segment.__dataclass_fields__ if f != "words")
 
 @dataclass(frozen=True, slots=True)
 class Diarization:
-    """Who spoke when; ``exclusive`` holds at most one speaker at a time, for attributing words."""
+    """Speaker turns; ``exclusive`` are those without overlap, for attributing words."""
 
     turns: tuple[Turn, ...]
     exclusive: tuple[Turn, ...]
@@ -148,7 +148,7 @@ class BranchError:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """The answer of the graph. A block that was not asked for, or failed, is None."""
+    """The result of the graph. A field that was not requested, or whose branch failed, is None."""
 
     duration: float
     language: str | None = None
@@ -163,25 +163,25 @@ class Transcript:
 
     @property
     def text(self) -> str:
-        """The whole text, segments in the order of time."""
+        """The whole text, segments in order of time."""
         return " ".join(s.text.strip() for s in self.segments or () if s.text.strip())
 
-    def slower(self, factor: float) -> "Transcript":
-        """The same of audio that is ``factor`` times as long."""
+    def stretched(self, factor: float) -> "Transcript":
+        """The same transcript for audio that is ``factor`` times as long."""
         if factor == 1.0:
             return self
         segments, turns, emotions = self.segments, self.turns, self.emotions
         return replace(
             self,
             duration=self.duration * factor,
-            segments=None if segments is None else tuple(s.slower(factor) for s in segments),
-            turns=None if turns is None else tuple(_stretched(t, factor) for t in turns),
-            emotions=None if emotions is None else tuple(_stretched(e, factor) for e in emotions),
+            segments=None if segments is None else tuple(s.stretched(factor) for s in segments),
+            turns=None if turns is None else tuple(_scaled(t, factor) for t in turns),
+            emotions=None if emotions is None else tuple(_scaled(e, factor) for e in emotions),
         )
 
 
 _Timed = TypeVar("_Timed", Word, Segment, Turn, EmotionSpan)
 
 
-def _stretched(timed: _Timed, factor: float) -> _Timed:
+def _scaled(timed: _Timed, factor: float) -> _Timed:
     return replace(timed, start=timed.start * factor, end=timed.end * factor)

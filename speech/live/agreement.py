@@ -50,7 +50,7 @@ class Agreement:
 
     def behind(self, cut_s: float) -> "Agreement":
         """The same about the utterance that follows when this one is cut."""
-        return Agreement(tuple(w.later(-cut_s) for w in self._committed if w.start >= cut_s))
+        return Agreement(tuple(w.shifted(-cut_s) for w in self._committed if w.start >= cut_s))
 
     def final(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
         """The words of the utterance, given the hypothesis about all of it."""

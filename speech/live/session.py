@@ -655,7 +655,7 @@ class LiveSession:
 
     def _placed(self, words: tuple[Word, ...], begin: int) -> tuple[Word, ...]:
         at = self._offset_s + begin / SAMPLE_RATE
-        return tuple(word.later(at) for word in words)
+        return tuple(word.shifted(at) for word in words)
 
     def _say(
         self, kind: Kind, start: int, end: int, arrived: float | None = None, **more: Any

@@ -1,1 +1,1 @@
-"""Bytes of a file become samples: containers, decoding, tempo, regions of speech."""
+"""From the bytes of a file to samples: containers, decoding, tempo, regions of speech."""

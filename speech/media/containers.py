@@ -1,10 +1,10 @@
-"""Which containers an upload may be, told by its first bytes before any decoder sees it."""
+"""Containers allowed as uploads, detected by their first bytes before any decoder is opened."""
 
 import re
 
-# FFmpeg's demuxer and how its files begin. Raw codecs without a magic of their own (GSM, G.729,
-# Codec 2…) are not among them, nor is anything that points elsewhere (hls, concat, dash, sdp,
-# rtsp, image2…), nor devices, nor synthetic sources.
+# FFmpeg's demuxers and the first bytes of their files. Excluded are raw codecs without a magic
+# (GSM, G.729, Codec 2…), formats that reference other files (hls, concat, dash, sdp, rtsp,
+# image2…), devices and synthetic sources.
 _MAGIC = {
     demuxer: re.compile(pattern, re.DOTALL)
     for demuxer, pattern in {
@@ -52,5 +52,5 @@ _MAGIC = {
 
 
 def demuxers(data: bytes) -> tuple[str, ...]:
-    """FFmpeg's demuxers that may read a file which begins like this; none: it is no recording."""
+    """FFmpeg's demuxers for a file with these first bytes; empty if it is not an allowed format."""
     return tuple(name for name, magic in _MAGIC.items() if magic.match(data))

@@ -1,8 +1,9 @@
-"""Decoding of uploads: a recording in any of :mod:`speech.media.containers` becomes 16 kHz float32.
+"""Decoding of uploads in any of :mod:`speech.media.containers` to 16 kHz float32.
 
-Every bound holds *while* decoding, so a small file that unpacks to days of audio costs no more
-than a long one. FFmpeg sees only files that begin as a container which is allowed, with no other
-demuxer than that. The bytes are read from memory, and nothing that they name is ever opened.
+Every bound is checked *while* decoding, so a small file that unpacks to days of audio costs no more
+than a long one. FFmpeg opens only files whose first bytes are of an allowed container, with the
+demuxers of that container only. The bytes are read from memory; nothing that they reference is
+opened.
 """
 
 import io
@@ -29,7 +30,7 @@ DECLARES_LENGTH = frozenset(
     {"aiff", "asf", "au", "avi", "caf", "flac", "matroska,webm", "w64", "wav"}
     | {"mov,mp4,m4a,3gp,3g2,mj2"}
 )
-"""Containers whose header says how long they are; elsewhere FFmpeg estimates from the bit rate."""
+"""Containers whose header states the duration; for others FFmpeg estimates it by the bit rate."""
 
 _MICROSECONDS = 1_000_000
 
@@ -43,24 +44,24 @@ def decode(
     speedup: float = 1.0,
     deadline: Callable[[], bool] | None = None,
 ) -> Audio:
-    """The best audio track of a file; its ``warnings`` are what a user should be told about it.
+    """The best audio track of a file; its ``warnings`` are for the user.
 
-    ``data`` is a whole file; headerless PCM cannot be guessed. ``deadline`` is polled per packet
-    and answers True once the time is up.
+    ``data`` is a whole file; headerless PCM cannot be detected. ``deadline`` is polled per packet
+    and returns True once the time is up.
 
-    Time zero is where the file begins, as players count it: a track that begins after the picture
-    begins with silence, and a hole in the timestamps (over 50 ms) becomes silence. Priming and
-    padding that the container declares are cut.
+    Time zero is the beginning of the file, as in players: an audio track that begins after the
+    video starts with silence, and a gap in the timestamps (over 50 ms) becomes silence. Priming
+    and padding that the container declares are cut.
 
     The mono mix follows ITU-R BS.775 (:func:`speech.media.frames.mono_weights`); where the channels
     cancel each other it is the loudest of them, with a warning. Channels are kept if
-    ``keep_channels`` and the track has at least two that differ. Where the number of channels
-    changes in mid-stream, each kept channel goes on with the mono mix.
+    ``keep_channels`` and the track has at least two that differ. After a change of the number of
+    channels within the track, each kept channel has the mono mix.
 
-    With ``speedup`` the audio is that many times as fast, its pitch the same. It is at most
-    ``max_seconds`` long before and after.
+    ``speedup`` makes the audio that many times as fast at the same pitch. Its length before and
+    after is at most ``max_seconds``.
 
-    Damaged packets are skipped with a warning as long as anything decodes.
+    Damaged packets are skipped with a warning as long as something can be decoded.
 
     Raises EmptyAudio, UnsupportedAudio, AudioTooLong, TooManyChannels, DeadlineExceeded.
     """
@@ -108,24 +109,24 @@ def decode(
     warnings = list(audio.warnings)
     if not len(audio.mono):
         if damaged:
-            raise UnsupportedAudio("nothing of the audio track can be decoded")
+            raise UnsupportedAudio("no part of the audio track can be decoded")
         raise EmptyAudio("the audio track has no samples")
     if damaged:
         warnings.append(f"{damaged} damaged packet{'s' if damaged > 1 else ''} skipped")
     if declared_s - audio.duration > max(1.0, 0.01 * declared_s):
         warnings.append(
-            f"the file ends early: its header says {declared_s:.1f} s, "
+            f"the file ends early: its header declares {declared_s:.1f} s, "
             f"{audio.duration:.1f} s could be decoded"
         )
     audio = replace(audio, warnings=tuple(warnings))
-    return audio if speedup == 1.0 else _sped_up(audio, speedup, max_seconds, expired)
+    return audio if speedup == 1.0 else _with_tempo(audio, speedup, max_seconds, expired)
 
 
-def _sped_up(
+def _with_tempo(
     audio: Audio, speedup: float, max_seconds: float, expired: Callable[[], bool]
 ) -> Audio:
     if audio.duration / speedup > max_seconds:
-        raise AudioTooLong(f"slowed down the audio is longer than {max_seconds:g} seconds")
+        raise AudioTooLong(f"slowed down, the audio is longer than {max_seconds:g} seconds")
     mono = change_tempo(audio.mono, speedup, expired)
     channels = audio.channels
     if channels is not None:
@@ -140,7 +141,7 @@ def _never() -> bool:
 
 
 def _unreadable() -> UnsupportedAudio:
-    return UnsupportedAudio("the upload is no audio or video file that can be read")
+    return UnsupportedAudio("the upload is not a readable audio or video file")
 
 
 def _late() -> DeadlineExceeded:
@@ -148,8 +149,8 @@ def _late() -> DeadlineExceeded:
 
 
 class _Upload(io.BytesIO):
-    """The bytes as FFmpeg reads them; they seem to end when the deadline passes, even if FFmpeg
-    is still looking for a header or an index."""
+    """The bytes as FFmpeg reads them; reads return EOF after the deadline, also while FFmpeg looks
+    for a header or an index."""
 
     def __init__(self, data: bytes, expired: Callable[[], bool]) -> None:
         super().__init__(data)
@@ -161,7 +162,7 @@ class _Upload(io.BytesIO):
     def seek(self, offset: int, whence: int = 0, /) -> int:
         try:
             return super().seek(offset, whence)
-        except ValueError:  # an offset of a damaged header; FFmpeg expects an errno
+        except ValueError:  # offset from a damaged header; FFmpeg expects an errno
             return -1
 
 
@@ -183,7 +184,7 @@ def _best_audio(container: InputContainer) -> AudioStream:
 def _frames(
     container: InputContainer, stream: AudioStream, expired: Callable[[], bool]
 ) -> Iterator[AudioFrame | None]:
-    """Frames of one track in their order; None stands for a damaged packet."""
+    """Frames of one track in order; None for a damaged packet."""
     decoder = stream.codec_context
     try:
         for packet in _packets(container, stream):
@@ -193,7 +194,7 @@ def _frames(
                 raise UnsupportedAudio("the audio track is encrypted")
             if packet.size:
                 yield from _decoded(decoder, packet)
-    except FFmpegError:  # the file breaks off here; what came before counts
+    except FFmpegError:  # the file is truncated here; earlier frames are kept
         yield None
     if decoder.is_open:
         yield from _decoded(decoder, None)
@@ -205,8 +206,8 @@ def _packets(container: InputContainer, stream: AudioStream) -> Iterator["Packet
             yield from container.demux(stream)
             return
         except IndexError:
-            # PyAV 18 stumbles over a track that appears in mid-file (FLV, MPEG-TS); a new iterator
-            # knows it, leaves it out and goes on where the old one was
+            # PyAV 18 raises this when a track appears in mid-file (FLV, MPEG-TS); a new iterator
+            # ignores that track and continues at the same position.
             continue
 
 

@@ -1,4 +1,4 @@
-"""From decoded frames to audio: the time line of the file, the mono mix and 16 kHz."""
+"""From decoded frames to audio: the timeline of the file, the mono mix and 16 kHz."""
 
 import math
 from collections.abc import Mapping
@@ -13,27 +13,27 @@ from speech.audio import SAMPLE_RATE, Audio, Samples
 from speech.errors import AudioTooLong, TooManyChannels, UnsupportedAudio
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 3_072_000
-"""Outside of it no recording was ever made, and resampling would cost absurd memory."""
+"""Accepted sample rates; resampling of others would need excessive memory."""
 
 GAP_S = 0.05
-"""A hole in the timestamps longer than this becomes silence; a shorter one is rounding."""
+"""A gap in the timestamps longer than this becomes silence; a shorter one is rounding."""
 
 DUAL_MONO_RATIO = 0.01
-"""Two channels are one when the RMS of their difference is below this share (-40 dB) of theirs;
-above the error of joint-stereo codecs, far below the crosstalk of a two-party recording."""
+"""Two channels count as equal when the RMS of their difference is below this share (-40 dB) of
+theirs: above the error of joint-stereo codecs, far below the crosstalk of a two-party recording."""
 
 CANCELLED_RATIO = 0.05
-"""Channels cancel each other where their mix has less than this share (-13 dB) of the energy that
-it has when they have nothing in common; two channels of one microphone in opposite phase do."""
+"""Channels cancel each other where their mix has less than this share (-13 dB) of the energy that a
+mix of uncorrelated channels has, as two channels of one microphone in opposite phase do."""
 
 AUDIBLE = 1e-6
-"""Mean square (-60 dB) below which nobody misses what cancelled."""
+"""Mean square (-60 dB) below which cancellation does not matter."""
 
 MIX_WINDOW_S = 0.1
-"""How finely that is looked at; a word is longer."""
+"""Length of the windows in which cancellation is measured; shorter than a word."""
 
-UNHEARD_RATIO = 100.0
-"""Channels that the mix leaves out are worth a warning when they are so much (20 dB) louder."""
+OMITTED_RATIO = 100.0
+"""Channels without weight in the mix cause a warning if they are this much (20 dB) louder."""
 
 _FRONT = dict.fromkeys(("FL", "FR", "FLC", "FRC", "DL", "DR", "WL", "WR"), 0.7071)
 _DOWNMIX = _FRONT | {"FC": 1.0, "LFE": 0.0, "LFE2": 0.0}
@@ -53,13 +53,13 @@ _DTYPES: Mapping[str, type[np.generic]] = {
 
 
 class Assembler:
-    """Puts decoded frames on the time line of the file, as 16 kHz mono and kept channels.
+    """Assembles decoded frames on the timeline of the file, as 16 kHz mono and kept channels.
 
     ``time_base`` is the unit of the frames' timestamps in seconds, ``zero_s`` the time at which
-    the file begins (None: with its first frame).
+    the file begins (None: at its first frame).
 
-    A *run* is a stretch without holes in one format; it goes through one resampler in blocks of a
-    second, which costs far less than frame by frame.
+    A *run* is a sequence of frames in one format without gaps. It is resampled by one resampler in
+    blocks of a second, which costs far less than frame by frame.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Assembler:
         self._time_base = time_base
         self._zero_s = zero_s
 
-        self._mono = _Growing()
-        self._channels: list[_Growing] = []
-        self._tracks = 0  # through the resampler: the kept channels, or the mono mix alone
+        self._mono = _SampleBuffer()
+        self._channels: list[_SampleBuffer] = []
+        self._tracks = 0  # of the resampler: the kept channels, or the mono mix only
         self._difference = self._energy = 0.0
-        self._mixed = self._left_out = self._cancelled_s = 0.0
+        self._mixed = self._omitted = self._cancelled_s = 0.0
 
         self._format: tuple[str, int, str] | None = None
         self._rate = SAMPLE_RATE
@@ -97,7 +97,7 @@ class Assembler:
         """Raise TooManyChannels if there are more than allowed."""
         if channels > self._max_channels:
             raise TooManyChannels(
-                f"the audio has {channels} channels, at most {self._max_channels} are taken"
+                f"the audio has {channels} channels, at most {self._max_channels} are allowed"
             )
 
     def push(self, frame: AudioFrame) -> None:
@@ -125,7 +125,7 @@ class Assembler:
             self._resample(last=False)
 
     def finish(self) -> Audio:
-        """The whole audio; its channels are kept only where they differ."""
+        """The whole audio; channels are kept only if they differ."""
         self._end_run()
         mono, channels = self._mono.take(), None
         warnings = []
@@ -136,14 +136,14 @@ class Assembler:
             for row in channels:
                 row[:] = self._channels.pop(0).take()
         if self._missing_s:
-            warnings.append(f"{self._missing_s:.1f} s missing in the file are filled with silence")
+            warnings.append(f"{self._missing_s:.1f} s missing in the file are replaced by silence")
         if self._cancelled_s:
             warnings.append(
                 f"the channels cancel each other for {self._cancelled_s:.1f} s: "
-                "the loudest of them is heard there"
+                "there the mono mix is the loudest of them"
             )
-        if self._left_out > UNHEARD_RATIO * self._mixed:
-            warnings.append("nearly all sound is in a low-frequency channel, which is not heard")
+        if self._omitted > OMITTED_RATIO * self._mixed:
+            warnings.append("nearly all sound is in a low-frequency channel, which is not mixed in")
         return Audio(mono, channels, tuple(warnings))
 
     @property
@@ -155,7 +155,7 @@ class Assembler:
             raise AudioTooLong(f"the audio is longer than {self._max_seconds:g} seconds")
 
     def _start(self, frame: AudioFrame) -> float | None:
-        """Where the frame begins, seconds; None where it follows the one before it."""
+        """The time of the frame in seconds; None if it has none and follows the one before."""
         if frame.pts is None:
             return None
         at_s = frame.pts * self._time_base
@@ -171,7 +171,9 @@ class Assembler:
             raise UnsupportedAudio(f"audio of {channels} channels at {rate} Hz is not supported")
         if not self._tracks:
             self._tracks = channels if self._keep_channels else 1
-            self._channels = [_Growing() for _ in range(self._tracks if self._tracks > 1 else 0)]
+            self._channels = [
+                _SampleBuffer() for _ in range(self._tracks if self._tracks > 1 else 0)
+            ]
         self._format = (frame.format.name, rate, frame.layout.name)
         self._weights = mono_weights(frame.layout)
         self._rate = rate
@@ -209,15 +211,15 @@ class Assembler:
         starts = np.arange(0, len(mixed), step)
         energy = np.add.reduceat(mixed**2, starts)
         energies = np.add.reduceat(source**2, starts, axis=1)
-        apart = self._weights**2 @ energies
-        cancelled = (energy < CANCELLED_RATIO * apart) & (apart > AUDIBLE * step)
+        uncorrelated = self._weights**2 @ energies
+        cancelled = (energy < CANCELLED_RATIO * uncorrelated) & (uncorrelated > AUDIBLE * step)
         loudest = np.argmax(self._weights[:, None] * energies, axis=0)
         for window in np.flatnonzero(cancelled):
             cut = slice(starts[window], starts[window] + step)
             mixed[cut] = source[loudest[window], cut]
             self._cancelled_s += len(mixed[cut]) / rate
         self._mixed += float(np.sum(mixed**2, dtype=np.float64))
-        self._left_out += float(np.sum(energies[self._weights == 0], dtype=np.float64))
+        self._omitted += float(np.sum(energies[self._weights == 0], dtype=np.float64))
         return mixed
 
     def _append(self, block: Samples) -> None:
@@ -240,8 +242,8 @@ class Assembler:
             samples.pad(size)
 
 
-class _Growing:
-    """Samples whose number is not known before; grows in place, never to twice the memory."""
+class _SampleBuffer:
+    """A growing array of samples; grows in place, without a copy of twice the memory."""
 
     def __init__(self) -> None:
         self._data: Samples = np.empty(0, np.float32)
@@ -267,10 +269,10 @@ class _Growing:
 
 
 def mono_weights(layout: AudioLayout) -> Samples:
-    """Share of each channel in the mono mix, float32 [channels]; sums to one, so it cannot clip.
+    """Weight of each channel in the mono mix, float32 [channels]; the sum is 1, so it cannot clip.
 
     Weights of ITU-R BS.775-3, table 2: left and right 0.7071, centre 1, surrounds 0.5; the
-    low-frequency channel carries no speech. A layout that names no positions is averaged.
+    low-frequency channel carries no speech. A layout without positions is averaged.
     """
     names = [channel.name for channel in layout.channels]
     weights = np.array([_DOWNMIX.get(name, _SURROUND) for name in names], np.float32)
@@ -280,10 +282,10 @@ def mono_weights(layout: AudioLayout) -> Samples:
 
 
 def _raw(frame: AudioFrame) -> NDArray[np.generic]:
-    """Samples as the codec gave them: [channels, samples] if planar, else [1, samples·channels].
+    """Samples of the codec's format: [channels, samples] if planar, else [1, samples·channels].
 
-    Not ``frame.to_ndarray``: it lacks 64-bit integers, and takes what lies behind the eighth plane
-    of a frame of eight for a ninth.
+    Not ``frame.to_ndarray``: it lacks 64-bit integers, and reads a ninth plane behind the eighth of
+    a frame of eight.
     """
     dtype = _DTYPES.get(frame.format.name.removesuffix("p"))
     if dtype is None:

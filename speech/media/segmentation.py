@@ -1,7 +1,7 @@
-"""Where someone speaks, and utterances short enough for a recogniser.
+"""Regions of speech, and utterances of bounded length for a recogniser.
 
-Pure functions over the speech probabilities of a voice activity detector; one probability stands
-for one window of :data:`WINDOW_SAMPLES`. :func:`pause_cuts` needs no detector.
+Pure functions over the speech probabilities of a voice activity detector, one for each window of
+:data:`WINDOW_SAMPLES`. :func:`pause_cuts` needs no detector.
 """
 
 import math
@@ -18,7 +18,7 @@ WINDOW_SAMPLES = 512
 WINDOW_S = WINDOW_SAMPLES / SAMPLE_RATE
 
 PAUSE_WINDOWS = 9
-"""A pause is heard over 0.29 s; the closure of a consonant is shorter."""
+"""Loudness is averaged over 0.29 s to find a pause; the closure of a consonant is shorter."""
 
 Region = tuple[float, float]
 """Start and end in seconds."""
@@ -26,11 +26,11 @@ Region = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class SpeechOptions:
-    """When a stretch counts as speech.
+    """Criteria of speech.
 
     Speech begins where the probability reaches ``threshold`` and ends where it stays below
     ``end_threshold`` for ``min_silence_s``; the thresholds are Silero's own. Speech shorter than
-    ``min_speech_s`` is dropped, the rest grows by ``pad_s`` at each end.
+    ``min_speech_s`` is dropped, other speech is extended by ``pad_s`` at each end.
     """
 
     threshold: float = 0.5
@@ -43,9 +43,9 @@ class SpeechOptions:
 def speech_regions(
     probabilities: NDArray[np.float32], duration: float, options: SpeechOptions | None = None
 ) -> list[Region]:
-    """Disjoint regions of speech in rising order, from the probabilities [windows] of some audio.
+    """Disjoint regions of speech in ascending order, from the probabilities [windows] of audio.
 
-    ``duration`` is the length of that audio in seconds: its last window may be a part of one.
+    ``duration`` is the length of the audio in seconds: its last window may be incomplete.
     """
     options = options or SpeechOptions()
     spoken = [
@@ -62,10 +62,10 @@ def utterances(
     max_s: float,
     join_gap_s: float = 1.0,
 ) -> list[Region]:
-    """Disjoint utterances of at most ``max_s`` in rising order that hold all of the regions.
+    """Disjoint utterances of at most ``max_s`` in ascending order that cover all of the regions.
 
-    Regions at most ``join_gap_s`` apart share an utterance while they fit. A region that is too
-    long is cut in the later half of what fits, where speech is least probable.
+    Regions at most ``join_gap_s`` apart are joined up to ``max_s``. A longer region is cut in the
+    second half of ``max_s``, where speech is least probable.
     """
     packed: list[Region] = []
     for region in regions:
@@ -78,9 +78,9 @@ def utterances(
 
 
 def pause_cuts(samples: Samples, max_s: float) -> list[Region]:
-    """Regions of at most ``max_s`` that follow each other and hold all the samples at 16 kHz.
+    """Adjacent regions of at most ``max_s`` that cover all samples at 16 kHz.
 
-    Each is cut in its later half, where it is quietest.
+    Cuts are in the second half of ``max_s``, where it is quietest.
     """
     duration = len(samples) / SAMPLE_RATE
     if duration <= max_s:
@@ -96,27 +96,27 @@ def _runs(probabilities: NDArray[np.float32], options: SpeechOptions) -> list[tu
     """Window ranges [first, last) of speech by hysteresis."""
     runs: list[tuple[int, int]] = []
     first: int | None = None
-    quiet: int | None = None
+    silent_from: int | None = None
     for window, probability in enumerate(probabilities.tolist()):
         if first is None:
             if probability >= options.threshold:
-                first, quiet = window, None
+                first, silent_from = window, None
             continue
         if probability >= options.end_threshold:
-            quiet = None
+            silent_from = None
             continue
-        if quiet is None:
-            quiet = window
-        if (window + 1 - quiet) * WINDOW_S >= options.min_silence_s:
-            runs.append((first, quiet))
+        if silent_from is None:
+            silent_from = window
+        if (window + 1 - silent_from) * WINDOW_S >= options.min_silence_s:
+            runs.append((first, silent_from))
             first = None
     if first is not None:
-        runs.append((first, len(probabilities) if quiet is None else quiet))
+        runs.append((first, len(probabilities) if silent_from is None else silent_from))
     return runs
 
 
 def _padded(regions: list[Region], pad_s: float, duration: float) -> list[Region]:
-    """Regions grown by ``pad_s``; neighbours that would overlap meet in the middle of their gap."""
+    """Regions extended by ``pad_s``, at most to the middle of the gap to a neighbour."""
     middles = [(a[1] + b[0]) / 2 for a, b in pairwise(regions)]
     return [
         (max(start - pad_s, floor), min(end + pad_s, ceiling))

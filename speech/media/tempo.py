@@ -1,4 +1,4 @@
-"""Faster or slower speech at the same pitch, through FFmpeg's atempo filter."""
+"""Change of tempo at the same pitch, with FFmpeg's atempo filter."""
 
 import math
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from av.filter import Graph
 from speech.audio import SAMPLE_RATE, Samples
 
 SLOWEST, FASTEST = 0.25, 4.0
-"""How much speech may be sped up; 4 is already hard to follow."""
+"""Bounds of ``speedup``."""
 
 _LARGEST_STEP = 2.0
-"""Above it atempo leaves samples out instead of blending them, so it goes in several steps."""
+"""Above it atempo drops samples instead of blending them, so larger factors take several steps."""
 
 
 def change_tempo(
@@ -22,8 +22,8 @@ def change_tempo(
 ) -> Samples:
     """Mono float32 [samples] at 16 kHz, ``speedup`` times as fast and exactly that much shorter.
 
-    What was heard at ``t`` seconds is then heard at ``t / speedup``. ``expired`` is polled once per
-    second of audio; when it answers True the rest of the result is silence.
+    Audio at ``t`` seconds moves to ``t / speedup``. ``expired`` is polled once per second of audio;
+    once it returns True the rest of the result is silence.
     """
     graph = Graph()
     source = graph.add_abuffer(
@@ -59,7 +59,7 @@ def _frame(block: Samples, start: int) -> AudioFrame:
 def _next(graph: Graph) -> AudioFrame | None:
     try:
         frame = graph.pull()
-    except (BlockingIOError, EOFError):  # it wants more, or all is out
+    except (BlockingIOError, EOFError):  # needs more input, or is at its end
         return None
     assert isinstance(frame, AudioFrame)
     return frame

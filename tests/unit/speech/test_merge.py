@@ -10,8 +10,8 @@ from speech.merge import (
     attribute,
     emotion_spans,
     join_channels,
-    later,
     sentences,
+    shifted,
     with_emotions,
 )
 from speech.transcript import Diarization, EmotionSpan, Recognition, Segment, Span, Turn, Word
@@ -353,6 +353,6 @@ def test_the_mean_of_distributions_is_a_distribution(
 
 def test_a_part_of_the_file_is_moved_to_its_place_with_its_words() -> None:
     part = Segment(0.5, 1.0, " Yes.", (Word(" Yes.", 0.5, 1.0, 0.9),), seek=50)
-    (moved,) = later([part], 30.0)
+    (moved,) = shifted([part], 30.0)
     assert moved == Segment(30.5, 31.0, " Yes.", (Word(" Yes.", 30.5, 31.0, 0.9),), seek=3050)
-    assert later([Segment(0.0, 1.0, " No.")], 1.0) == (Segment(1.0, 2.0, " No."),)
+    assert shifted([Segment(0.0, 1.0, " No.")], 1.0) == (Segment(1.0, 2.0, " No."),)

@@ -319,7 +319,7 @@ async def test_clips_of_the_whole_file_cover_it_when_it_is_sped_up() -> None:
 
 
 async def test_the_window_of_a_segment_has_the_time_of_the_original() -> None:
-    assert replace(HELLO, seek=3000).slower(1.25).seek == 3750
+    assert replace(HELLO, seek=3000).stretched(1.25).seek == 3750
 
 
 async def test_a_stream_of_a_sped_up_file_has_times_of_the_original() -> None:

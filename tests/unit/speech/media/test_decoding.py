@@ -125,7 +125,7 @@ def test_holes_in_the_timestamps_become_silence_so_that_times_stay_true() -> Non
     assert audio.duration == pytest.approx(5.0, abs=0.01)
     speaking = [(0.1, 0.4), (1.7, 2.4), (4.6, 4.9)]
     silent = [(0.6, 1.4), (2.7, 4.4)]
-    assert audio.warnings == ("3.0 s missing in the file are filled with silence",)
+    assert audio.warnings == ("3.0 s missing in the file are replaced by silence",)
     assert all(level(audio.cut(*span)) > 0.3 for span in speaking)
     assert all(level(audio.cut(*span)) == 0.0 for span in silent)
 
@@ -272,7 +272,7 @@ def test_channels_that_cancel_each_other_are_heard_and_that_is_said(
     audio = read(stereo(left, -left, rate), keep_channels=keep_channels)
     assert_is_tone(audio, 3.0, 0.001, level_error=0.02)
     assert audio.warnings == (
-        "the channels cancel each other for 3.0 s: the loudest of them is heard there",
+        "the channels cancel each other for 3.0 s: there the mono mix is the loudest of them",
     )
 
 
@@ -323,6 +323,8 @@ def test_sound_in_a_channel_that_is_not_heard_is_told() -> None:
     samples[:, 3] = to_s16(tone(1.0, 48000))
     audio = read(wav(samples, 48000, layout_mask=0x3F))
     assert level(audio.mono) == pytest.approx(0.0, abs=1e-4)
-    assert audio.warnings == ("nearly all sound is in a low-frequency channel, which is not heard",)
+    assert audio.warnings == (
+        "nearly all sound is in a low-frequency channel, which is not mixed in",
+    )
     samples[:, 2] = samples[:, 3]
     assert read(wav(samples, 48000, layout_mask=0x3F)).warnings == ()

@@ -84,7 +84,7 @@ def test_a_header_that_lies_about_the_length_is_not_believed() -> None:
     audio = read(bytes(file))
     assert audio.duration == 1.0
     assert audio.warnings == (
-        "the file ends early: its header says 250000.0 s, 1.0 s could be decoded",
+        "the file ends early: its header declares 250000.0 s, 1.0 s could be decoded",
     )
 
 
