@@ -1,4 +1,4 @@
-"""Typed arguments of the graph: what `args:` of a Serve config may say, and nothing else.
+"""Typed arguments of the graph: the fields that `args:` of a Serve config may have.
 
 Environment variables named ``SPEECHGRAPH__<DEPLOYMENT>__<FIELD>`` override the file; those of the
 old servers can, see :mod:`configs.legacy_environment`.
@@ -39,11 +39,11 @@ OPENAI_MODELS = (
     "gpt-live-transcribe",
     "gpt-realtime-whisper",
 )
-"""Names that OpenAI's clients send; each means the default model unless the table says else."""
+"""Names that OpenAI's clients send; each means the default model unless an alias is configured."""
 
 
 class Strict(BaseModel):
-    """Unknown fields are an error: Serve itself would take a misspelt one in silence."""
+    """Unknown fields are an error; Serve itself ignores them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,24 +51,27 @@ class Strict(BaseModel):
 class Scaling(Strict):
     """How many replicas a deployment has, and when that changes."""
 
-    min_replicas: int = Field(1, ge=0, description="Fewest replicas; 0 starts one on demand.")
+    min_replicas: int = Field(
+        1, ge=0, description="Fewest replicas. With 0 the first request waits for a replica."
+    )
     max_replicas: int = Field(1, ge=1, description="Most replicas.")
     target_ongoing_requests: float = Field(
         2.0, gt=0, description="Requests per replica that autoscaling aims at."
     )
     upscale_delay_s: float = Field(
-        2.0, ge=0, description="Seconds that more replicas must be wanted before they are added."
+        2.0, ge=0, description="How long the load must be high before replicas are added, seconds."
     )
     downscale_delay_s: float = Field(
-        60.0, ge=0, description="Seconds that fewer replicas must suffice before some are stopped."
+        60.0, ge=0, description="How long it must be low before replicas are removed, seconds."
     )
     look_back_period_s: float = Field(
         4.0,
         gt=0,
-        description="Seconds of load that a decision looks at; with Ray's own 30 a start takes 38.",
+        description="Period over which the load is averaged, seconds. With 30 s, the default of "
+        "Ray, a replica is added only after 38 s.",
     )
     max_replicas_per_node: int | None = Field(
-        None, ge=1, description="Most replicas on one node; no limit if absent."
+        None, ge=1, description="Most replicas on one node; null: any number."
     )
 
     @model_validator(mode="after")
@@ -81,13 +84,19 @@ class Scaling(Strict):
 class Resources(Strict):
     """What one replica takes from its node."""
 
-    num_cpus: float = Field(1.0, ge=0, description="Logical CPUs; threads are pinned to it.")
-    num_gpus: float = Field(0.0, ge=0, description="Share of one GPU; 0 hides all GPUs.")
+    num_cpus: float = Field(
+        1.0,
+        ge=0,
+        description="Logical CPUs of a replica. Its engine uses as many threads, at least one.",
+    )
+    num_gpus: float = Field(
+        0.0, ge=0, description="Share of one GPU, or number of GPUs; 0 hides all GPUs."
+    )
     memory_mb: int | None = Field(
-        None, ge=1, description="Memory that Ray reserves for it, MiB; none if absent."
+        None, ge=1, description="Memory that Ray reserves on the node, MiB; null: none."
     )
     label_selector: dict[str, str] = Field(
-        default_factory=dict, description="Labels of the nodes that may run it."
+        default_factory=dict, description="Labels that the node must have."
     )
 
 
@@ -97,42 +106,49 @@ class Lifecycle(Strict):
     max_queue: int = Field(
         32,
         ge=1,
-        description="Requests that wait for this deployment, per caller; one more is refused.",
+        description="Requests of one ingress replica that wait for this deployment; one more is "
+        "rejected with 503.",
     )
     health_check_period_s: float = Field(
-        2.0, gt=0, description="Seconds between two health checks of a replica."
+        2.0, gt=0, description="Time between two health checks of a replica, seconds."
     )
     health_check_timeout_s: float = Field(
-        10.0, gt=0, description="Seconds until an unanswered health check counts as failed."
+        10.0, gt=0, description="Longest health check, seconds; three failures replace the replica."
     )
     drain_timeout_s: float = Field(
-        60.0, ge=0, description="Time that running requests get when a replica is stopped."
+        60.0,
+        ge=0,
+        description="Time that running requests get when a replica is stopped, seconds.",
     )
 
 
 class Deployment(Strict):
-    """What every deployment is told: its replicas, their resources, their life."""
+    """The settings of every deployment."""
 
-    scaling: Scaling = Scaling()
-    resources: Resources = Resources()
-    lifecycle: Lifecycle = Lifecycle()
+    scaling: Scaling = Field(Scaling(), description="Number of replicas.")
+    resources: Resources = Field(Resources(), description="Resources of one replica.")
+    lifecycle: Lifecycle = Field(Lifecycle(), description="Health checks, drain and queue.")
 
 
 class DecoderSettings(Deployment):
-    """Decoding of uploads; its replicas may die of a malformed file, nothing else does."""
+    """Decoding of uploads, in replicas of its own: a malformed file can crash no other process."""
 
-    max_seconds: float = Field(4 * 3600.0, gt=0, description="Longest audio, seconds.")
-    max_channels: int = Field(8, ge=1, description="Most channels of one file.")
+    max_seconds: float = Field(
+        4 * 3600.0, gt=0, description="Longest audio, seconds; longer is 413."
+    )
+    max_channels: int = Field(8, ge=1, description="Most channels of one file; more is 422.")
     timeout_s: float = Field(300.0, gt=0, description="Longest decode of one file, seconds.")
     concurrency: int = Field(1, ge=1, description="Files decoded at once in a replica.")
 
 
 class ReloadableSettings(Strict):
-    """What ``user_config`` of a model deployment changes without a restart."""
+    """``user_config`` of a model deployment: settings that change without a restart."""
 
-    max_models: int | None = Field(None, ge=1, description="Models kept loaded.")
+    max_models: int | None = Field(
+        None, ge=1, description="As max_models of the arguments; null: what these have."
+    )
     idle_ttl_s: float | None = Field(
-        None, ge=-1, description="See ``idle_ttl_s`` of the arguments."
+        None, ge=-1, description="As idle_ttl_s of the arguments; null: what these have."
     )
 
 
@@ -141,13 +157,17 @@ class EngineSettings(Deployment):
 
     default_model: str = Field(description="Catalogue id used when a request names none.")
     preload: tuple[str, ...] | None = Field(
-        None, description="Models loaded before the replica is ready; the default model if absent."
+        None, description="Models loaded before the replica is ready; null: the default model."
     )
     device: Device = Field(
-        "auto", description="Where inference runs; auto is the GPU that Ray assigned, else the CPU."
+        "auto",
+        description="auto is cuda where the replica has a GPU, else cpu. cuda without a GPU falls "
+        "back to cpu with a warning.",
     )
     compute_type: str = Field(
-        "auto", description="Number format of the weights: auto, int8, float16, float32…"
+        "auto",
+        description="Number format of the weights: auto, int8, float16, float32 and others of "
+        "CTranslate2.",
     )
 
     @property
@@ -161,122 +181,164 @@ class ModelSettings(EngineSettings):
 
     concurrency: int = Field(1, ge=1, description="Inferences that run at once in a replica.")
     max_models: int = Field(
-        2, ge=1, description="Models kept loaded; the least recently used goes."
+        2,
+        ge=1,
+        description="Models that a replica keeps loaded; beyond, the least recently used is "
+        "unloaded.",
     )
     idle_ttl_s: float = Field(
-        -1.0, ge=-1, description="Seconds until an idle model is unloaded: -1 never, 0 at once."
+        -1.0,
+        ge=-1,
+        description="Time until an idle model is unloaded, seconds: -1 never, 0 at once.",
     )
-    timeout_s: float = Field(3600.0, gt=0, description="Longest single call, queueing included.")
+    timeout_s: float = Field(
+        3600.0, gt=0, description="Longest call, waiting included, seconds; then 504."
+    )
 
 
 class LiveSettings(EngineSettings):
-    """Frame-synchronous recognisers of live streams, which hold streams instead of calls.
+    """Frame-synchronous recognisers of live streams.
 
     With placement *local* they share the resources and the scaling of the ingress.
     """
 
     placement: Literal["local", "replicas"] = Field(
-        "local", description="Inside the ingress replicas, or in replicas that scale on their own."
+        "local",
+        description="local: inside the ingress replicas; replicas: in replicas that scale on their "
+        "own.",
     )
-    max_streams: int = Field(100, ge=1, description="Streams of one replica; one more is refused.")
+    max_streams: int = Field(100, ge=1, description="Streams of one replica; one more is rejected.")
     target_streams: float = Field(
         50.0, gt=0, description="Streams per replica that autoscaling aims at."
     )
     tick_s: float = Field(
-        0.04, ge=0, description="Least seconds between two batches; more makes larger batches."
+        0.04,
+        ge=0,
+        description="Shortest time between two batches, seconds; a longer one makes larger "
+        "batches.",
     )
     recover_s: float = Field(
-        30.0, gt=0, description="Seconds until a stream whose replica is gone is given up."
+        30.0,
+        gt=0,
+        description="How long a stream looks for another replica after its own has died, seconds.",
     )
 
     @model_validator(mode="after")
     def _reachable(self) -> "LiveSettings":
-        # Streams do not wait as requests of Serve, which alone would wake a deployment of none.
+        # Streams are no requests of Serve, which alone start the first replica of a deployment.
         if self.placement == "replicas" and self.scaling.min_replicas == 0:
             raise ValueError("live replicas need scaling.min_replicas of at least 1")
         return self
 
 
 class SessionSettings(Strict):
-    """Live streams of one ingress replica, and their bounds."""
+    """Bounds of the live streams of one ingress replica."""
 
-    max_sessions: int = Field(100, ge=1, description="Streams at once; one more gets 503.")
+    max_sessions: int = Field(
+        100, ge=1, description="Streams at once; one more is rejected with 503."
+    )
     max_stream_s: float = Field(
-        3 * 3600.0, gt=0, description="Longest stream, seconds; what came until then is finished."
+        3 * 3600.0,
+        gt=0,
+        description="Longest stream, seconds of audio; what was received until then is recognised.",
     )
     max_pending_mb: int = Field(
-        128, ge=1, description="Audio of one stream that may wait to be recognised, MiB."
+        128, ge=1, description="Audio of one stream that waits for recognition, at most, MiB."
     )
-    max_pending_total_mb: int = Field(512, ge=1, description="The same of all streams, MiB.")
+    max_pending_total_mb: int = Field(
+        512, ge=1, description="Audio of all streams that waits for recognition, at most, MiB."
+    )
     window_s: float = Field(
-        30.0, ge=2, description="How far a native client may be ahead of the recognition, seconds."
+        30.0,
+        ge=2,
+        description="How far a native client may send ahead of the recognition, seconds.",
     )
-    start_timeout_s: float = Field(10.0, gt=0, description="Longest wait for the first frame.")
-    idle_timeout_s: float = Field(60.0, gt=0, description="Longest wait for any other frame.")
+    start_timeout_s: float = Field(
+        10.0, gt=0, description="Longest wait for the first frame, seconds."
+    )
+    idle_timeout_s: float = Field(
+        60.0, gt=0, description="Longest wait for any other frame, seconds."
+    )
     speaker_model: str | None = Field(
-        None, description="Tells the speakers of a stream apart; a model of format sherpa_onnx."
+        None,
+        description="Catalogue id of the model that separates the speakers of a stream, of format "
+        "sherpa_onnx; null: streams that ask for speakers are rejected.",
     )
     retention_s: float = Field(
-        30.0, ge=0, description="How long a session waits for a dropped socket to come back."
+        30.0, ge=0, description="How long a session waits for its client to reconnect, seconds."
     )
 
 
 class AsrSettings(Strict):
-    """What ``POST /transcribe`` does when the request does not say."""
+    """Defaults of ``POST /transcribe``, for what a request leaves out."""
 
     speedup: float = Field(
-        1.0, ge=0.25, le=4, description="Times as fast as it is the audio is heard; 1 is off."
+        1.0,
+        ge=0.25,
+        le=4,
+        description="Factor by which audio is sped up before recognition; 1 is off.",
     )
-    language: str | None = Field(None, description="Language that is spoken; found if absent.")
+    language: str | None = Field(None, description="Language, ISO 639-1; null: detected.")
 
 
 class JobSettings(Deployment):
-    """Files that are worked on after their request was answered; see docs/jobs.md."""
+    """Files that are processed after their request was answered; see docs/jobs.md."""
 
     directory: str = Field(
-        "data/jobs", description="Local directory of the jobs, unless the two below say otherwise."
+        "data/jobs",
+        description="Directory of the jobs; a relative one as in models_dir. database and storage "
+        "take its place for what they hold.",
     )
     database: SecretStr | None = Field(
-        None, description="URL of PostgreSQL; SQLite in the directory, for one machine, if absent."
+        None, description="URL of PostgreSQL; null: SQLite in the directory, for one machine."
     )
     storage: str | None = Field(
-        None, description="Where audio waits: a directory or a URL of fsspec, such as s3://bucket."
+        None,
+        description="Where audio is kept: a directory or a URL of fsspec, such as s3://bucket; "
+        "null: in the directory.",
     )
     concurrency: int = Field(1, ge=1, description="Jobs that run at once in a replica.")
-    max_queued: int = Field(1000, ge=1, description="Jobs that wait; one more gets 503.")
+    max_queued: int = Field(
+        1000, ge=1, description="Jobs that wait; one more is rejected with 503."
+    )
     max_stored_mb: int = Field(
-        20 * 1024, ge=1, description="Audio kept for all jobs, MiB; more gets 503."
+        20 * 1024, ge=1, description="Audio kept for all jobs, MiB; more is rejected with 503."
     )
     max_age_s: float = Field(
-        24 * 3600.0, gt=0, description="A job that is not done after so long fails."
+        24 * 3600.0, gt=0, description="Age at which a job that is not done fails, seconds."
     )
-    attempts: int = Field(5, ge=1, description="Attempts before a job fails for good.")
+    attempts: int = Field(5, ge=1, description="Attempts before a job fails.")
     backoff_s: float = Field(
-        2.0, gt=0, description="Wait after the first attempt; it doubles with each."
+        2.0, gt=0, description="Wait after the first attempt, seconds; it doubles with each."
     )
-    max_backoff_s: float = Field(300.0, gt=0, description="Longest such wait.")
+    max_backoff_s: float = Field(300.0, gt=0, description="Longest such wait, seconds.")
     lease_s: float = Field(
-        15.0, gt=0, description="Silence of a worker after which another takes its jobs."
+        15.0,
+        gt=0,
+        description="Time without a heartbeat of a worker after which another takes its jobs, "
+        "seconds.",
     )
-    poll_s: float = Field(0.5, gt=0, description="How often an idle worker looks for a job.")
+    poll_s: float = Field(
+        0.5, gt=0, description="Time between two looks of an idle worker for a job, seconds."
+    )
     audio_ttl_s: float = Field(
-        3600.0, ge=0, description="How long the audio is kept once its job has ended."
+        3600.0, ge=0, description="How long audio is kept after the end of its job, seconds."
     )
     result_ttl_s: float = Field(
-        7 * 24 * 3600.0, gt=0, description="How long a job is told of once it has ended."
+        7 * 24 * 3600.0,
+        gt=0,
+        description="How long a job and its result can be read after its end, seconds.",
     )
     webhook_secret: SecretStr | None = Field(
-        None, description="Signs webhooks; without it webhook_url is refused."
+        None, description="Key that signs webhooks; null: webhook_url is rejected."
     )
-    webhook_attempts: int = Field(8, ge=1, description="Deliveries tried before giving up.")
-    webhook_timeout_s: float = Field(10.0, gt=0, description="Longest delivery.")
-    webhook_private_addresses: bool = Field(
-        False, description="Also deliver to addresses that are not of the public internet."
-    )
+    webhook_attempts: int = Field(8, ge=1, description="Attempts to deliver a webhook.")
+    webhook_timeout_s: float = Field(10.0, gt=0, description="Longest delivery, seconds.")
+    webhook_private_addresses: bool = Field(False, description="Deliver also to private addresses.")
 
     @model_validator(mode="after")
     def _sound(self) -> "JobSettings":
-        # The backlog is measured by the replicas: without one nobody would see a job wait.
+        # The replicas measure the backlog: without one, no job would start a replica.
         if self.scaling.min_replicas == 0:
             raise ValueError("jobs need scaling.min_replicas of at least 1")
         if self.audio_ttl_s > self.result_ttl_s:
@@ -290,58 +352,62 @@ class IngressSettings(Deployment):
     max_upload_bytes: int = Field(
         256 * 1024**2,
         gt=0,
-        description="Largest request body, bytes; a replica may hold one per request.",
+        description="Largest request body, bytes; a replica may hold one per request. More is 413.",
     )
     max_openai_upload_bytes: int = Field(
         25 * 1024**2,
         gt=0,
-        description="The same on OpenAI's routes, where it is OpenAI's own bound.",
+        description="Largest request body on OpenAI's routes, bytes; the default is OpenAI's "
+        "bound.",
     )
     min_upload_bytes_per_s: int = Field(
         2048,
         ge=1,
-        description="Slowest average rate of a request body. An upload that is more than two "
-        "seconds behind it yields its place when all places are taken.",
+        description="Slowest average rate of a request body, bytes per second. An upload that is "
+        "more than two seconds behind it yields its place when all places are taken.",
     )
     upload_stall_timeout_s: float = Field(
         30.0,
         gt=0,
         description="How far an upload may fall behind that rate, and so the longest wait for its "
-        "next bytes; answered with 408.",
+        "next bytes, seconds; then 408.",
     )
     max_concurrent_requests: int = Field(
         32,
         ge=1,
-        description="Requests at once per ingress replica, uploads included; one more gets 503.",
+        description="Requests at once per ingress replica, uploads included; one more is rejected "
+        "with 503.",
     )
     request_timeout_s: float = Field(
-        3600.0, gt=0, description="Longest request, answered with 504."
+        3600.0, gt=0, description="Longest request, seconds; then 504."
     )
     default_transcriber: str = Field(description="Catalogue id used when a request names no model.")
     openai_aliases: dict[str, str | None] = Field(
         default_factory=lambda: dict.fromkeys(OPENAI_MODELS),
-        description="What OpenAI's model names mean on its routes: a catalogue id, or null for the "
+        description="Model names on OpenAI's routes: each is a catalogue id, or null for the "
         "default model of the task. It replaces the whole table.",
     )
     whisper_rest_aliases: dict[str, str | None] = Field(
         default_factory=dict,
-        description="The same for the names that clients of /api/transcribe send.",
+        description="Model names on /api/transcribe, likewise.",
     )
-    asr: AsrSettings = AsrSettings()
+    asr: AsrSettings = Field(AsrSettings(), description="Defaults of POST /transcribe.")
     max_seconds: dict[Dialect, float] = Field(
         default_factory=dict,
-        description="Longest audio of a dialect, seconds, where that is to be below the decoder's "
-        "max_seconds.",
+        description="Longest audio of a dialect, seconds, where it is shorter than max_seconds of "
+        "the decoder.",
     )
     url_input: bool = Field(
-        False, description="Fetch files that requests name by their URL, from public hosts only."
+        False, description="Fetch files that requests name by URL, from public addresses only."
     )
-    url_timeout_s: float = Field(60.0, gt=0, description="Longest time such a file may take.")
+    url_timeout_s: float = Field(60.0, gt=0, description="Longest fetch of such a file, seconds.")
     keys_file: str | None = Field(
-        None, description="File of the API keys, relative to the repository; none: open to all."
+        None,
+        description="File of the API keys; a relative path as in models_dir. null: no keys are "
+        "asked for.",
     )
-    keys_required: bool = Field(False, description="Never start without a keys_file.")
-    sessions: SessionSettings = SessionSettings()
+    keys_required: bool = Field(False, description="Do not start without a keys_file.")
+    sessions: SessionSettings = Field(SessionSettings(), description="Live streams.")
 
     @model_validator(mode="after")
     def _locked(self) -> "IngressSettings":
@@ -357,19 +423,23 @@ class SpeechArgs(BaseSettings):
         extra="forbid", frozen=True, env_prefix="SPEECHGRAPH__", env_nested_delimiter="__"
     )
 
-    catalogue: str | None = Field(None, description="Path of another model catalogue.")
-    models_dir: str = Field(
-        "models/hub", description="Directory of fetched models; looked up before the hub."
+    catalogue: str | None = Field(
+        None, description="File of another catalogue; null: configs/models.yaml."
     )
-    offline: bool = Field(False, description="Never ask the hub, like HF_HUB_OFFLINE=1.")
-    ingress: IngressSettings
-    decoder: DecoderSettings = DecoderSettings()
-    whisper: ModelSettings | None = None
-    vosk: ModelSettings | None = None
-    live: LiveSettings | None = None
-    emotion: ModelSettings | None = None
-    diarization: ModelSettings | None = None
-    jobs: JobSettings | None = None
+    models_dir: str = Field(
+        "models/hub",
+        description="Directory of fetched models, looked up before the hub. A relative path counts "
+        "from the checkout, or from the working directory where the package is installed.",
+    )
+    offline: bool = Field(False, description="Never fetch from the hub, as with HF_HUB_OFFLINE=1.")
+    ingress: IngressSettings = Field(description="HTTP and WebSockets.")
+    decoder: DecoderSettings = Field(DecoderSettings(), description="Decoding of files.")
+    whisper: ModelSettings | None = Field(None, description="Whisper models; null: none.")
+    vosk: ModelSettings | None = Field(None, description="Vosk and GigaAM models; null: none.")
+    live: LiveSettings | None = Field(None, description="Streaming models; null: none.")
+    emotion: ModelSettings | None = Field(None, description="Emotion models; null: none.")
+    diarization: ModelSettings | None = Field(None, description="Diarization; null: none.")
+    jobs: JobSettings | None = Field(None, description="Jobs; null: none.")
 
     @classmethod
     def settings_customise_sources(
@@ -380,13 +450,13 @@ class SpeechArgs(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment goes before the file, the names of the old servers between the two."""
+        """The environment precedes the file; variables of the old servers are between the two."""
         legacy = legacy_environment.read({**init_settings(), **env_settings()})
         ours = {name: legacy[name] for name in legacy if name in settings_cls.model_fields}
         return env_settings, InitSettingsSource(settings_cls, ours), init_settings
 
     def model_deployments(self) -> dict[str, ModelSettings]:
-        """The model deployments that are to be started, by family."""
+        """The model deployments to start, by family."""
         families: dict[str, Any] = {
             name: getattr(self, name) for name in ("whisper", "vosk", "emotion", "diarization")
         }
