@@ -13,7 +13,7 @@ import torch
 from pyannote.audio import Pipeline
 from pyannote.core import Annotation
 
-from models.recipes import embedding, light, segmentation
+from models.recipes import embedding, light, speaker_segmentation
 from models.recipes.diarization_trials import Diarize, Trial, diarized, error_rate, trials
 from models.recipes.measurements import Stopwatch, record
 from models.recipes.paths import DEMO
@@ -111,7 +111,7 @@ def tune() -> None:
 
 def main() -> None:
     """Train, assemble, tune, export."""
-    segmentation.main()
+    speaker_segmentation.main()
     embedding.main()
     tune()
     light.main()

@@ -18,7 +18,7 @@ from pyannote.core import Annotation
 from torch import Tensor, nn
 from torchaudio.compliance import kaldi
 
-from models.recipes import segmentation
+from models.recipes import speaker_segmentation
 from models.recipes.diarization_trials import (
     Diarize,
     annotation,
@@ -119,14 +119,14 @@ def export_segmentation(net: PyanNet, path: Path) -> None:
     The recurrent and linear weights become eight bits; the front end stays as it is.
     """
     window = net.receptive_field
-    example = torch.randn(1, 1, round(segmentation.CHUNK_S * SAMPLE_RATE_HZ))
+    example = torch.randn(1, 1, round(speaker_segmentation.CHUNK_S * SAMPLE_RATE_HZ))
     _export(net, example, path, {"x": {0: "N", 2: "T"}, "y": {0: "N", 1: "T"}})
     quantize_dynamic(path, path, op_types_to_quantize=["LSTM", "MatMul"])
     _describe(
         path,
         model_type="pyannote-segmentation-3.0",
         version=1,
-        num_speakers=segmentation.SPEAKERS,
+        num_speakers=speaker_segmentation.SPEAKERS,
         powerset_max_classes=2,
         num_classes=7,
         sample_rate=SAMPLE_RATE_HZ,
@@ -220,7 +220,7 @@ def main() -> None:
     watch = Stopwatch()
     export_embedding(train_light(crops), FOLDER / "embedding.onnx")
     record(FOLDER / "metrics.json", embedding_training_cpu_s=watch.seconds())
-    segments = segmentation.loaded(segmentation.CHECKPOINT)
+    segments = speaker_segmentation.loaded(speaker_segmentation.CHECKPOINT)
     export_segmentation(segments, FOLDER / "segmentation.onnx")
     calibrate()
 
