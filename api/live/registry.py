@@ -88,6 +88,7 @@ class LiveStreams:
         decoder: StreamDecoder,
         *,
         session_id: str | None = None,
+        owner: str = "",
         resume_from: ResumeState | None = None,
     ) -> LiveSession:
         """A session that lives from now on. Raises Overloaded, NotEnabled, InvalidRequest."""
@@ -99,6 +100,7 @@ class LiveStreams:
             self._ports,
             decoder,
             self._limits,
+            owner=owner,
             resume_from=resume_from,
         )
         self.sessions.start(session)

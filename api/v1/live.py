@@ -15,6 +15,7 @@ from api.live.conversation import Opening
 from api.live.registry import LiveStreams
 from api.live.websocket import serve
 from api.v1.native_stream import NativeStream
+from api.v1.process import caller_of
 from api.v1.v1_stream import V1Stream
 from speech.errors import SpeechError
 from speech.live.events import Event
@@ -27,8 +28,9 @@ class EitherStream:
     It becomes a stream of one of the two kinds with its first frame.
     """
 
-    def __init__(self, live: LiveStreams) -> None:
+    def __init__(self, live: LiveStreams, owner: str) -> None:
         self._live = live
+        self._owner = owner
         self._stream: NativeStream | V1Stream = V1Stream(live)
 
     @property
@@ -44,7 +46,7 @@ class EitherStream:
 
     def open(self, frame: Frame) -> Opening:
         if isinstance(frame, str) and _is_start(frame):
-            self._stream = NativeStream(self._live)
+            self._stream = NativeStream(self._live, self._owner)
         return self._stream.open(frame)
 
     def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
@@ -66,7 +68,7 @@ def router(live: LiveStreams) -> APIRouter:
 
     @routes.websocket("/v1/ws")
     async def stream(websocket: WebSocket) -> None:
-        await serve(websocket, live, EitherStream(live))
+        await serve(websocket, live, EitherStream(live, caller_of(websocket)))
 
     return routes
 

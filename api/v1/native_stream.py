@@ -25,8 +25,9 @@ class NativeStream:
 
     resumable = True
 
-    def __init__(self, live: LiveStreams) -> None:
+    def __init__(self, live: LiveStreams, owner: str = "") -> None:
         self._live = live
+        self._owner = owner
         self.ended = False
 
     def greeting(self) -> Sequence[str]:
@@ -38,7 +39,7 @@ class NativeStream:
         except ValidationError as error:
             raise InvalidRequest(f"start: {_short(error)}") from None
         resume = start.resume
-        running = self._live.sessions.find(resume.session) if resume else None
+        running = self._live.sessions.find(resume.session, self._owner) if resume else None
         decoder = stream_decoder(start.encoding, start.sample_rate, start.channels)
         if resume and running and _is_current(running, resume):
             if running.options.pcm != start.pcm:
@@ -51,6 +52,7 @@ class NativeStream:
             self._options(start),
             decoder,
             session_id=resume.session if resume else None,
+            owner=self._owner,
             resume_from=state,
         )
         ready = self._ready(session, state.seq, resumed=False)

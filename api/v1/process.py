@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import PydanticUndefined, from_json, to_json
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
@@ -178,8 +179,8 @@ def job_answer(job: Job) -> ProcessResponse:
     }
 
 
-def caller_of(request: Request) -> str:
-    """Name of the key that a request came with; "" where there are no keys."""
+def caller_of(request: HTTPConnection) -> str:
+    """Name of the key that a request or socket came with; "" where there are no keys."""
     return getattr(request.state, "caller", "")
 
 

@@ -37,7 +37,8 @@ class SessionRegistry:
         self._retention_s = retention_s
         self._observe = observe
         self._sockets = 0
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[tuple[str, str], _Entry] = {}
+        """By owner and id: clients choose ids, and may choose those of others."""
         self.stopping = asyncio.Event()
 
     @property
@@ -61,23 +62,23 @@ class SessionRegistry:
             self._sockets -= 1
 
     def start(self, session: LiveSession) -> None:
-        """Let a session live, in place of one of the same id; raises Overloaded."""
-        stale = self._entries.get(session.id)
+        """Let a session live, in place of its owner's one of the same id; raises Overloaded."""
+        stale = self._entries.get(_key(session))
         self._admit(self.count - (stale is not None))
         if stale is not None:
             self._forget(stale)
         task = asyncio.create_task(session.run())
-        self._entries[session.id] = _Entry(session, task)
+        self._entries[_key(session)] = _Entry(session, task)
         self._observe(self.count)
 
-    def find(self, session_id: str) -> LiveSession | None:
-        """A session that may be resumed."""
-        entry = self._entries.get(session_id)
+    def find(self, session_id: str, owner: str = "") -> LiveSession | None:
+        """A session that its owner may resume."""
+        entry = self._entries.get((owner, session_id))
         return entry.session if entry else None
 
     def attach(self, session: LiveSession) -> asyncio.Event:
         """Give a session another socket; the event is set when that one is superseded in turn."""
-        entry = self._entries[session.id]
+        entry = self._entries[_key(session)]
         if entry.attached is not None:
             entry.attached.set()
         if entry.expiry is not None:
@@ -88,7 +89,7 @@ class SessionRegistry:
 
     async def leave(self, session: LiveSession, owner: asyncio.Event, *, resumable: bool) -> None:
         """The socket of a session is gone: keep the session for a while, or end it now."""
-        entry = self._entries.get(session.id)
+        entry = self._entries.get(_key(session))
         if entry is None or entry.attached is not owner:
             return
         entry.attached = None
@@ -109,8 +110,9 @@ class SessionRegistry:
         entry.task.cancel()
         if entry.attached is not None:
             entry.attached.set()
-        if self._entries.get(entry.session.id) is entry:
-            del self._entries[entry.session.id]
+        key = _key(entry.session)
+        if self._entries.get(key) is entry:
+            del self._entries[key]
         self._observe(self.count)
 
     async def drain(self) -> None:
@@ -121,3 +123,7 @@ class SessionRegistry:
         await asyncio.sleep(DRAIN_S)
         for entry in list(self._entries.values()):
             entry.session.end()
+
+
+def _key(session: LiveSession) -> tuple[str, str]:
+    return session.owner, session.id

@@ -162,10 +162,12 @@ class LiveSession:
         limits: SessionLimits | None = None,
         *,
         resume_from: ResumeState | None = None,
+        owner: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         resume_from = resume_from or ResumeState()
         self.id = session_id
+        self.owner = owner
         self.options = options
         self._ports = ports
         self._decoder = decoder

@@ -7,7 +7,7 @@ every test knows what is to be recognised, sample by sample, and nothing depends
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import cache
@@ -289,7 +289,13 @@ class LiveService:
     """The live routes, or the ``whole`` web app; no ``ears`` where the demo models hear."""
 
     def __init__(
-        self, ports: LivePorts, ears: Ears | None, *, whole: bool = False, **settings: Any
+        self,
+        ports: LivePorts,
+        ears: Ears | None,
+        *,
+        whole: bool = False,
+        keys_file: str | None = None,
+        **settings: Any,
     ) -> None:
         sessions = _sessions(**settings)
         graph = Graph()
@@ -298,7 +304,7 @@ class LiveService:
         self.counts: asyncio.Queue[int] = asyncio.Queue()
         models = LiveModels(STREAMING, UTTERANCES, WHISPER, SPEAKERS)
         self.streams = LiveStreams(graph, ports, sessions, models, self.counts.put_nowait)
-        self.app = _Watched(self._whole(graph, sessions) if whole else self._sockets())
+        self.app = _Watched(self._whole(graph, sessions, keys_file) if whole else self._sockets())
         self.port = 0
 
     def _sockets(self) -> ASGIApp:
@@ -309,8 +315,10 @@ class LiveService:
         app.include_router(realtime.router(self.streams, dict.fromkeys(OPENAI_MODELS)))
         return app
 
-    def _whole(self, graph: "Graph", sessions: SessionSettings) -> ASGIApp:
-        settings = IngressSettings(default_transcriber=WHISPER, sessions=sessions)
+    def _whole(self, graph: "Graph", sessions: SessionSettings, keys_file: str | None) -> ASGIApp:
+        settings = IngressSettings(
+            default_transcriber=WHISPER, sessions=sessions, keys_file=keys_file
+        )
         return make_app(graph, self.streams, settings, "1.2.3")
 
     @property
@@ -319,12 +327,19 @@ class LiveService:
         return self._ears
 
     @asynccontextmanager
-    async def connect(self, path: str = "/v1/ws") -> AsyncIterator["Client"]:
+    async def connect(
+        self, path: str = "/v1/ws", headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator["Client"]:
         """A socket to the service; raises as ``websockets`` does when it is refused."""
         uri = f"ws://127.0.0.1:{self.port}{path}"
         patient: dict[str, Any] = {"open_timeout": WAIT_S, "ping_interval": None}
         async with connect(
-            uri, compression=None, max_size=None, max_queue=None, **patient
+            uri,
+            compression=None,
+            max_size=None,
+            max_queue=None,
+            additional_headers=headers,
+            **patient,
         ) as socket:
             yield Client(socket)
 
