@@ -21,7 +21,7 @@ from api.openai import routes as openai
 from api.request_id import RequestId
 from api.service import SpeechService, with_max_duration
 from api.v1 import jobs, live, process
-from configs.catalogue import REPOSITORY_ROOT
+from configs.catalogue import resolve_path
 from configs.settings import Dialect, IngressSettings
 from speech.jobs.desk import JobDesk
 
@@ -56,7 +56,7 @@ def make_app(
             **key_routes.ERROR_SHAPES,
         }
     )
-    keys = KeyFile(REPOSITORY_ROOT / settings.keys_file) if settings.keys_file else None
+    keys = KeyFile(resolve_path(settings.keys_file)) if settings.keys_file else None
     upload_bounds = {
         "": settings.max_upload_bytes,
         openai.PREFIX: min(settings.max_upload_bytes, settings.max_openai_upload_bytes),

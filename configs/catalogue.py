@@ -1,4 +1,4 @@
-"""The model catalogue: what every model id means, where its files come from and what serves it."""
+"""The model catalogue: the family, the format and the source of the files of every model id."""
 
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,17 @@ Format = Literal[
 
 CATALOGUE_PATH = Path(__file__).with_name("models.yaml")
 REPOSITORY_ROOT = CATALOGUE_PATH.parent.parent
+"""The checkout; the directory of all packages where this one is installed."""
+
+
+def resolve_path(path: str | Path) -> Path:
+    """The absolute path of one in the configuration, where a leading ``~`` is the home directory.
+
+    A relative one counts from the checkout, or from the working directory of the process where the
+    package is installed from a wheel.
+    """
+    is_checkout = (REPOSITORY_ROOT / "pyproject.toml").is_file()
+    return (REPOSITORY_ROOT if is_checkout else Path.cwd()) / Path(path).expanduser()
 
 
 class Source(BaseModel):
@@ -30,7 +41,7 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str | None = Field(
-        None, description="Directory; relative ones are looked up beside this repository."
+        None, description="Directory; a relative one is resolved as in resolve_path."
     )
     repo: str | None = Field(None, description="Hub repository, owner/name.")
     revision: str | None = Field(None, description="Commit of the hub repository.")
@@ -71,7 +82,7 @@ class ModelEntry(BaseModel):
 
 
 class Catalogue(BaseModel):
-    """All models that this service knows, by id and alias."""
+    """All models, by id and alias."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

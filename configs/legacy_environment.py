@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from dotenv import dotenv_values
 
-from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT, Catalogue, Family
+from configs.catalogue import CATALOGUE_PATH, Catalogue, Family, resolve_path
 
 log = logging.getLogger(f"speechgraph.{__name__}")
 
@@ -245,7 +245,7 @@ def read(args: Mapping[str, Any]) -> dict[str, Any]:
     path = Path(named)
     if not path.is_file():
         raise ValueError(f"{ENV_FILE}: there is no file {path}")
-    catalogue = Catalogue.load(REPOSITORY_ROOT / (args.get("catalogue") or CATALOGUE_PATH))
+    catalogue = Catalogue.load(resolve_path(args.get("catalogue") or CATALOGUE_PATH))
     where = Where(path.parent.absolute(), catalogue)
     given = {deployment for deployment in OPTIONAL if args.get(deployment)}
     said: dict[str, tuple[str, Any]] = {}

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT, Catalogue, ModelEntry
+from configs.catalogue import CATALOGUE_PATH, Catalogue, ModelEntry, resolve_path
 from speech.errors import ModelUnavailable
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
@@ -30,9 +30,9 @@ def locate(entry: ModelEntry, models_dir: Path, *, offline: bool, token: str | N
     repository or commit than the entry pins now counts as missing; one without an origin file is
     used as it is. ``token`` defaults to ``HF_TOKEN``. Raises ModelUnavailable.
     """
-    fetched = _under(models_dir) / entry.id
+    fetched = resolve_path(models_dir) / entry.id
     if entry.source.path is not None:
-        local = _under(Path(entry.source.path))
+        local = resolve_path(entry.source.path)
         for directory in (local, fetched):
             if directory.is_dir():
                 return directory
@@ -60,8 +60,8 @@ def pull(entry: ModelEntry, models_dir: Path, *, token: str | None = None) -> Pa
     from httpx import HTTPError
     from huggingface_hub import HfApi, snapshot_download
 
-    target = _under(models_dir) / entry.id
-    incoming = _under(models_dir) / _INCOMING
+    target = resolve_path(models_dir) / entry.id
+    incoming = resolve_path(models_dir) / _INCOMING
     lock = incoming / f"{entry.id}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -106,11 +106,6 @@ def _is_current(entry: ModelEntry, directory: Path) -> bool:
     except FileNotFoundError:
         return True
     return origin.startswith(f"{entry.source.repo}@{entry.source.revision or ''}")
-
-
-def _under(path: Path) -> Path:
-    """Relative paths are relative to the repository, not to the directory of the process."""
-    return REPOSITORY_ROOT / path.expanduser()
 
 
 def _hub_is_off() -> bool:

@@ -40,7 +40,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import DeploymentStatus, LoggingConfig
 
 from api.auth.key_file import create_key_file
-from configs.catalogue import REPOSITORY_ROOT
+from configs.catalogue import resolve_path
 from configs.settings import SpeechArgs
 from deployments.runtime import logs
 from graphs.speech import build
@@ -96,7 +96,7 @@ def _key_file(keys_file: str | None) -> str:
     """Where the keys of the service are, made with the first one if need be; "" for no keys."""
     if keys_file is None:
         return ""
-    path = REPOSITORY_ROOT / keys_file
+    path = resolve_path(keys_file)
     made = create_key_file(path)
     return f"  API keys   {path}{' (made now, with one key)' if made else ''}\n"
 

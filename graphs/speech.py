@@ -1,12 +1,11 @@
 """The whole service: every model family, the decoder, and the ingress that composes them."""
 
-from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve import Application, Deployment
 
-from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT, Catalogue
+from configs.catalogue import CATALOGUE_PATH, Catalogue, resolve_path
 from configs.settings import JobSettings, ModelSettings, SpeechArgs
 from deployments.decoder import Decoder
 from deployments.diarization import Diarization
@@ -37,8 +36,8 @@ def build(args: SpeechArgs) -> Application:
 
     Raises ValueError when a default model is not in the catalogue or not of its family.
     """
-    catalogue = Catalogue.load(_beside_repository(args.catalogue or str(CATALOGUE_PATH)))
-    files = ModelFiles(catalogue, _beside_repository(args.models_dir), args.offline)
+    catalogue = Catalogue.load(resolve_path(args.catalogue or CATALOGUE_PATH))
+    files = ModelFiles(catalogue, resolve_path(args.models_dir), args.offline)
     models = args.model_deployments()
     _check_models(args, catalogue, models)
     jobs = _jobs_here(args.jobs)
@@ -84,7 +83,7 @@ def build(args: SpeechArgs) -> Application:
 def _jobs_here(jobs: JobSettings | None) -> JobSettings | None:
     if jobs is None:
         return None
-    return jobs.model_copy(update={"directory": str(_beside_repository(jobs.directory))})
+    return jobs.model_copy(update={"directory": str(resolve_path(jobs.directory))})
 
 
 def _decoder(args: SpeechArgs, jobs: int) -> Application:
@@ -127,7 +126,3 @@ def _check_models(args: SpeechArgs, catalogue: Catalogue, models: dict[str, Mode
         raise ValueError(
             f"ingress.default_transcriber: {args.ingress.default_transcriber!r} is not served"
         )
-
-
-def _beside_repository(path: str) -> Path:
-    return REPOSITORY_ROOT / path

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from configs.catalogue import Catalogue, ModelEntry
+from configs.catalogue import Catalogue, ModelEntry, resolve_path
 
 HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -30,6 +30,26 @@ def test_a_model_is_found_by_its_id_and_by_each_alias(catalogue: Catalogue) -> N
     for entry in catalogue.models:
         for name in (entry.id, *entry.aliases):
             assert catalogue.find(name) == entry
+
+
+def test_a_relative_path_counts_from_the_checkout(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_path("models/hub") == repository / "models/hub"
+    assert resolve_path("/srv/models") == Path("/srv/models")
+    assert resolve_path("~/models") == Path.home() / "models"
+
+
+def test_a_relative_path_counts_from_the_working_directory_where_the_package_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    monkeypatch.setattr("configs.catalogue.REPOSITORY_ROOT", packages)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_path("models/hub") == tmp_path / "models/hub"
+    assert resolve_path("/srv/models") == Path("/srv/models")
 
 
 def test_an_unknown_name_is_no_model(catalogue: Catalogue) -> None:
