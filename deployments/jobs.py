@@ -88,8 +88,8 @@ class JobRunner:
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
         """The input of :class:`deployments.runtime.scaling.FollowJobs`."""
-        load = await asyncio.to_thread(self._store.load)
-        return {"jobs": load.queued + load.processing}
+        backlog = await asyncio.to_thread(self._store.backlog)
+        return {"jobs": backlog.queued + backlog.processing}
 
     async def __del__(self) -> None:
         """Called by Serve when the replica is stopped: finish the running jobs, or release them."""

@@ -1,8 +1,11 @@
 """The store of jobs in SQL: SQLite for one machine, PostgreSQL for several.
 
-Every operation is one statement that commits by itself, so it happens wholly or not at all on both.
-A lease is a token in the row: whoever writes names the token it was given, and a token that was
-replaced meanwhile changes nothing. That alone makes a job end once.
+Every operation is one statement in a transaction of its own, so it is atomic on both databases.
+A lease is a token in the row: every write of a worker names the token that it was given, and a
+token that was replaced meanwhile matches no row. That alone makes a job end once.
+
+Jobs that ended stay for days, those that have not are few. What runs at every submission or poll
+therefore reads an index of the few, never the table.
 """
 
 import sqlite3
@@ -19,14 +22,14 @@ from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from speech.errors import Overloaded, SpeechError
-from speech.jobs.states import Job, Lease, Load, NewJob
+from speech.jobs.states import Backlog, Job, Lease, NewJob
 
 BUSY_TIMEOUT_MS = 10_000
-"""How long a process waits for another one that writes to the same SQLite file."""
+"""How long a process waits for another one that is writing to the same SQLite file."""
 POSTGRES_TIMEOUTS = {"connect_timeout": 5, "options": "-c statement_timeout=10s"}
 _CREATION_LOCK = 0x73706A6F62  # "spjob"
-"""PostgreSQL's advisory lock of who creates the tables: IF NOT EXISTS alone fails in several ways
-when another process creates the same at the same moment."""
+"""PostgreSQL's advisory lock for creating table and indexes: IF NOT EXISTS alone fails in several
+ways when another process creates the same at the same time."""
 
 _jobs = sa.Table(
     "speechgraph_jobs",
@@ -57,20 +60,31 @@ _jobs = sa.Table(
     sa.UniqueConstraint("owner", "idempotency_key"),
 )
 _c = _jobs.c
+_NOT_ENDED = _c.ended_at.is_(None)
+_HAS_AUDIO = _c.audio_bytes.is_not(None)
+_NO_AUDIO = _c.audio_bytes.is_(None)
+
+
+def _partial_index(name: str, where: sa.ColumnElement[bool], *columns: sa.Column[Any]) -> sa.Index:
+    return sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
+
+
 _INDEXES = (
-    sa.Index("speechgraph_jobs_state", _c.state, _c.due_at),
     sa.Index("speechgraph_jobs_owner", _c.owner, _c.created_at, _c.id),
     sa.Index("speechgraph_jobs_webhook", _c.webhook_due_at),
+    _partial_index("speechgraph_jobs_backlog", _NOT_ENDED, _c.state, _c.due_at),
+    _partial_index("speechgraph_jobs_audio", _HAS_AUDIO, _c.ended_at, _c.id, _c.audio_bytes),
+    _partial_index("speechgraph_jobs_expiry", _NO_AUDIO, _c.ended_at),
 )
-_VIEW = [_c[name] for name in Job.__dataclass_fields__ if name != "result"]
-_RUNS = _c.state.in_(("queued", "processing"))
+_DROP_INDEX_OF_OLDER_VERSIONS = sa.text("DROP INDEX IF EXISTS speechgraph_jobs_state")
+_COLUMNS = [_c[name] for name in Job.__dataclass_fields__ if name != "result"]
 
 
 class SqlJobStore:
     """Implements :class:`speech.jobs.states.JobStore` for any number of threads and processes.
 
     ``url`` is one of SQLAlchemy. Clocks of machines that share a store must agree much better than
-    the length of a lease: otherwise work is done twice, though its result is still taken once.
+    the length of a lease: otherwise work is done twice, though its result is still stored once.
     Raises Overloaded if the database cannot be reached.
     """
 
@@ -93,6 +107,7 @@ class SqlJobStore:
         statements: tuple[sa.Executable, ...] = (
             CreateTable(_jobs, if_not_exists=True),
             *(CreateIndex(index, if_not_exists=True) for index in _INDEXES),
+            _DROP_INDEX_OF_OLDER_VERSIONS,
         )
         with self._connection() as connection:
             if connection.dialect.name == "postgresql":
@@ -134,7 +149,7 @@ class SqlJobStore:
                 webhook_url=job.webhook_url,
                 webhook_attempts=0,
             )
-            .returning(*_VIEW)
+            .returning(*_COLUMNS)
         )
         try:
             with self._connection() as connection:
@@ -144,18 +159,18 @@ class SqlJobStore:
 
     def find(self, owner: str, id: str) -> Job | None:
         """See :meth:`speech.jobs.states.JobStore.find`."""
-        return self._one(sa.select(*_VIEW, _c.result).where(_c.id == id, _c.owner == owner))
+        return self._one(sa.select(*_COLUMNS, _c.result).where(_c.id == id, _c.owner == owner))
 
     def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
         """See :meth:`speech.jobs.states.JobStore.find_by_key`."""
         used = (_c.owner == owner, _c.idempotency_key == idempotency_key)
-        return self._one(sa.select(*_VIEW, _c.result).where(*used))
+        return self._one(sa.select(*_COLUMNS, _c.result).where(*used))
 
     def page(self, owner: str, limit: int, after: str | None) -> Sequence[Job]:
         """See :meth:`speech.jobs.states.JobStore.page`."""
         order = sa.tuple_(_c.created_at, _c.id)
         statement = (
-            sa.select(*_VIEW)
+            sa.select(*_COLUMNS)
             .where(_c.owner == owner)
             .order_by(_c.created_at.desc(), _c.id.desc())
             .limit(limit)
@@ -171,26 +186,31 @@ class SqlJobStore:
 
     def cancel(self, owner: str, id: str) -> Job | None:
         """See :meth:`speech.jobs.states.JobStore.cancel`."""
-        self._write(self._ended("cancelled").where(_c.id == id, _c.owner == owner, _RUNS))
+        self._write(self._ended("cancelled").where(_c.id == id, _c.owner == owner, _NOT_ENDED))
         return self.find(owner, id)
 
-    def load(self) -> Load:
-        """See :meth:`speech.jobs.states.JobStore.load`."""
+    def backlog(self) -> Backlog:
+        """See :meth:`speech.jobs.states.JobStore.backlog`."""
 
         def count(state: str) -> sa.ColumnElement[int]:
             return sa.func.count().filter(_c.state == state)
 
-        stored = sa.func.coalesce(sa.func.sum(_c.audio_bytes), 0)
-        statement = sa.select(count("queued"), count("processing"), stored)
+        statement = sa.select(count("queued"), count("processing")).where(_NOT_ENDED)
         with self._connection() as connection:
-            queued, processing, stored_bytes = connection.execute(statement).one()
-        return Load(queued, processing, int(stored_bytes))
+            queued, processing = connection.execute(statement).one()
+        return Backlog(queued, processing)
+
+    def stored_bytes(self) -> int:
+        """See :meth:`speech.jobs.states.JobStore.stored_bytes`."""
+        stored = sa.func.coalesce(sa.func.sum(_c.audio_bytes), 0)
+        with self._connection() as connection:
+            return int(connection.execute(sa.select(stored).where(_HAS_AUDIO)).scalar_one())
 
     def take(self, lease_s: float) -> Lease | None:
         """See :meth:`speech.jobs.states.JobStore.take`."""
         now = self._clock()
-        return self._seize(
-            (_c.state == "queued", _c.due_at <= now),
+        return self._take(
+            (_NOT_ENDED, _c.state == "queued", _c.due_at <= now),
             {
                 "state": "processing",
                 "attempts": _c.attempts + 1,
@@ -203,15 +223,15 @@ class SqlJobStore:
 
     def take_expired(self, lease_s: float) -> Lease | None:
         """See :meth:`speech.jobs.states.JobStore.take_expired`."""
-        lost = (_c.state == "processing", _c.lease_until < self._clock())
-        return self._seize(lost, {}, lease_s)
+        expired = (_NOT_ENDED, _c.state == "processing", _c.lease_until < self._clock())
+        return self._take(expired, {}, lease_s)
 
-    def _seize(
+    def _take(
         self, which: Sequence[sa.ColumnElement[bool]], values: Mapping[str, Any], lease_s: float
     ) -> Lease | None:
         token = uuid.uuid4().hex
         leased = {"lease": token, "lease_until": self._clock() + lease_s}
-        statement = _first(which, _c.created_at).values({**values, **leased}).returning(*_VIEW)
+        statement = _first(which, _c.created_at).values({**values, **leased}).returning(*_COLUMNS)
         job = self._one(statement)
         return None if job is None else Lease(job, token)
 
@@ -228,19 +248,19 @@ class SqlJobStore:
 
     def fail(self, lease: Lease, error: SpeechError) -> bool:
         """See :meth:`speech.jobs.states.JobStore.fail`."""
-        statement = self._ended("failed", **_told(error))
+        statement = self._ended("failed", **_error_values(error))
         return self._write(statement.where(*_holds(lease))) > 0
 
     def _ended(self, state: str, **values: Any) -> sa.Update:
         now = self._clock()
-        told = _c.webhook_url.is_not(None)
+        has_webhook = _c.webhook_url.is_not(None)
         return sa.update(_jobs).values(
             state=state,
             ended_at=now,
             lease=None,
             lease_until=None,
-            webhook_state=sa.case((told, "pending")),
-            webhook_due_at=sa.case((told, now)),
+            webhook_state=sa.case((has_webhook, "pending")),
+            webhook_due_at=sa.case((has_webhook, now)),
             **values,
         )
 
@@ -254,7 +274,7 @@ class SqlJobStore:
             lease=None,
             lease_until=None,
             attempts=_c.attempts - (0 if counted else 1),
-            **({} if error is None else _told(error)),
+            **({} if error is None else _error_values(error)),
         )
         return self._write(statement) > 0
 
@@ -265,26 +285,26 @@ class SqlJobStore:
         statement = _first(due, _c.webhook_due_at).values(
             webhook_attempts=_c.webhook_attempts + 1, webhook_due_at=now + hold_s
         )
-        return self._one(statement.returning(*_VIEW))
+        return self._one(statement.returning(*_COLUMNS))
 
     def webhook_delivered(self, id: str) -> None:
         """See :meth:`speech.jobs.states.JobStore.webhook_delivered`."""
-        told = sa.update(_jobs).where(_c.id == id)
-        self._write(told.values(webhook_state="delivered", webhook_due_at=None))
+        webhook = sa.update(_jobs).where(_c.id == id)
+        self._write(webhook.values(webhook_state="delivered", webhook_due_at=None))
 
     def webhook_failed(self, id: str, retry_in_s: float | None) -> None:
         """See :meth:`speech.jobs.states.JobStore.webhook_failed`."""
-        told = sa.update(_jobs).where(_c.id == id, _c.webhook_state == "pending")
+        webhook = sa.update(_jobs).where(_c.id == id, _c.webhook_state == "pending")
         if retry_in_s is None:
-            self._write(told.values(webhook_state="failed", webhook_due_at=None))
+            self._write(webhook.values(webhook_state="failed", webhook_due_at=None))
         else:
-            self._write(told.values(webhook_due_at=self._clock() + retry_in_s))
+            self._write(webhook.values(webhook_due_at=self._clock() + retry_in_s))
 
     def expired_audio(self, ttl_s: float) -> Sequence[str]:
         """See :meth:`speech.jobs.states.JobStore.expired_audio`."""
-        old = (_c.ended_at < self._clock() - ttl_s, _c.audio_bytes.is_not(None))
+        expired = _c.ended_at < self._clock() - ttl_s
         with self._connection() as connection:
-            return connection.execute(sa.select(_c.id).where(*old)).scalars().all()
+            return connection.execute(sa.select(_c.id).where(expired, _HAS_AUDIO)).scalars().all()
 
     def audio_removed(self, id: str) -> None:
         """See :meth:`speech.jobs.states.JobStore.audio_removed`."""
@@ -292,14 +312,14 @@ class SqlJobStore:
 
     def with_audio(self) -> set[str]:
         """See :meth:`speech.jobs.states.JobStore.with_audio`."""
-        statement = sa.select(_c.id).where(_c.audio_bytes.is_not(None))
+        statement = sa.select(_c.id).where(_HAS_AUDIO)
         with self._connection() as connection:
             return set(connection.execute(statement).scalars())
 
     def delete_expired(self, ttl_s: float) -> int:
         """See :meth:`speech.jobs.states.JobStore.forget`."""
-        old = (_c.ended_at < self._clock() - ttl_s, _c.audio_bytes.is_(None))
-        return self._write(sa.delete(_jobs).where(*old))
+        expired = _c.ended_at < self._clock() - ttl_s
+        return self._write(sa.delete(_jobs).where(expired, _NO_AUDIO))
 
     def _one(self, statement: sa.Executable) -> Job | None:
         with self._connection() as connection:
@@ -312,9 +332,9 @@ class SqlJobStore:
 
 
 def _first(which: Sequence[sa.ColumnElement[bool]], order: sa.Column[Any]) -> sa.Update:
-    """An update of the first row that is so and that nobody else is updating."""
+    """An update of the first row that matches and that no other transaction is updating."""
     first = sa.select(_c.id).where(*which).order_by(order).limit(1)
-    # As a scalar subquery PostgreSQL evaluates it once; SQLite has one writer and ignores the lock.
+    # PostgreSQL evaluates a scalar subquery once; SQLite has one writer and omits the lock.
     return sa.update(_jobs).where(
         _c.id == first.with_for_update(skip_locked=True).scalar_subquery()
     )
@@ -328,7 +348,7 @@ def _held(lease: Lease) -> sa.Update:
     return sa.update(_jobs).where(*_holds(lease))
 
 
-def _told(error: SpeechError) -> dict[str, str]:
+def _error_values(error: SpeechError) -> dict[str, str]:
     return {"error_code": error.code, "error": error.message.replace("\0", "")}
 
 
@@ -339,19 +359,19 @@ def _job(row: sa.Row[Any]) -> Job:
 def _prepare_sqlite(connection: Any, record: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    _keep_wal(cursor)
+    _enable_wal(cursor)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
 
 
-def _keep_wal(cursor: sqlite3.Cursor) -> None:
-    """Turn the write-ahead log on; the busy timeout does not hold for that, so wait here."""
-    gives_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+def _enable_wal(cursor: sqlite3.Cursor) -> None:
+    """Enable the write-ahead log; the busy timeout does not cover that, so retry here."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > gives_up_at:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)

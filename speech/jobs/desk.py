@@ -97,10 +97,10 @@ class JobDesk:
             raise Overloaded("The audio cannot be stored now.", FULL_RETRY_AFTER_S) from None
 
     def _check_bounds(self, size: int) -> None:
-        load = self._store.load()
-        if load.queued >= self._bounds.max_queued:
-            raise Overloaded(f"{load.queued} jobs are waiting already.", FULL_RETRY_AFTER_S)
-        if load.stored_bytes + size > self._bounds.max_stored_bytes:
+        queued = self._store.backlog().queued
+        if queued >= self._bounds.max_queued:
+            raise Overloaded(f"{queued} jobs are waiting already.", FULL_RETRY_AFTER_S)
+        if self._store.stored_bytes() + size > self._bounds.max_stored_bytes:
             raise Overloaded("The audio of jobs takes all the room it may.", FULL_RETRY_AFTER_S)
 
     def find(self, owner: str, id: str) -> Job | None:

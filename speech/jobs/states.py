@@ -80,12 +80,11 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """How many jobs are queued and processing, and the bytes of audio stored for all jobs."""
+class Backlog:
+    """How many jobs have not ended."""
 
     queued: int
     processing: int
-    stored_bytes: int
 
 
 class JobStore(Protocol):
@@ -114,8 +113,12 @@ class JobStore(Protocol):
         """Cancel a job that has not ended yet; the job as it is then."""
         ...
 
-    def load(self) -> Load:
-        """Jobs that have not ended, and the audio stored for all."""
+    def backlog(self) -> Backlog:
+        """Count the jobs that have not ended; takes no longer for any number that have."""
+        ...
+
+    def stored_bytes(self) -> int:
+        """Bytes of the audio that is stored for all jobs, ended or not."""
         ...
 
     def take(self, lease_s: float) -> Lease | None:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from infra.job_store import SqlJobStore
 from speech.errors import EngineFailed, Overloaded, UnsupportedAudio
-from speech.jobs.states import Lease, NewJob
+from speech.jobs.states import Backlog, Lease, NewJob
 
 LEASE_S = 15.0
 _numbers = itertools.count()
@@ -277,14 +278,82 @@ def test_pages_go_from_the_newest_to_the_oldest_without_gaps(
     assert times == sorted(times, reverse=True)
 
 
-def test_the_load_counts_what_waits_runs_and_is_stored(store: SqlJobStore) -> None:
-    assert (store.load().queued, store.load().stored_bytes) == (0, 0)
+def test_the_backlog_and_the_stored_bytes_are_counted(store: SqlJobStore) -> None:
+    assert (store.backlog(), store.stored_bytes()) == (Backlog(0, 0), 0)
     for size in (10, 20, 30):
         submit(store, audio_bytes=size)
-    store.complete(take(store), "1")
+    done = take(store)
+    store.complete(done, "1")
     take(store)
-    load = store.load()
-    assert (load.queued, load.processing, load.stored_bytes) == (1, 1, 60)
+    assert (store.backlog(), store.stored_bytes()) == (Backlog(1, 1), 60)
+    store.audio_removed(done.job.id)
+    assert store.stored_bytes() == 50
+
+
+def test_nothing_that_is_repeated_reads_the_jobs_that_ended(store: SqlJobStore, url: str) -> None:
+    """The plans of every statement of a submission, an autoscaling tick, and a worker's polls."""
+    ended_jobs = sa.text(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) "
+        "INSERT INTO speechgraph_jobs (id, owner, state, request, fingerprint, created_at, "
+        "ended_at, attempts, seconds_done, webhook_attempts) "
+        "SELECT 'old_' || i, 'bob', 'completed', '{}', '-', 1, 1000000, 1, 0, 0 FROM n"
+    )
+    statements: list[tuple[str, Any]] = []
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(ended_jobs)
+        connection.execute(sa.text("ANALYZE speechgraph_jobs"))
+
+    def note(_c: object, _r: object, statement: str, parameters: Any, *_: object) -> None:
+        statements.append((statement, parameters))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        submit(store)
+        store.backlog()
+        store.stored_bytes()
+        take(store)
+        store.take_expired(LEASE_S)
+        store.take_webhook(20.0)
+        store.expired_audio(1000.0)
+        store.with_audio()
+        store.delete_expired(1000.0)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    assert len(statements) == 9
+    explain = "EXPLAIN QUERY PLAN " if url.startswith("sqlite") else "EXPLAIN "
+    with engine.connect() as connection:
+        for statement, parameters in statements:
+            plan = connection.exec_driver_sql(explain + statement, parameters).all()
+            for step in (str(row[-1]) for row in plan):
+                assert "Seq Scan" not in step, statement
+                assert "jobs_owner" not in step, statement
+                # These two indexes hold the few jobs that have not ended or have audio.
+                few = "jobs_backlog" in step or "jobs_audio" in step
+                assert "SCAN speechgraph_jobs" not in step or few, statement
+    engine.dispose()
+
+
+def test_a_database_of_an_older_version_gets_the_indexes_of_this_one(
+    store: SqlJobStore, url: str
+) -> None:
+    id = submit(store)
+    engine = sa.create_engine(url)
+
+    def indexes() -> set[str | None]:
+        return {index["name"] for index in sa.inspect(engine).get_indexes("speechgraph_jobs")}
+
+    wanted = indexes()
+    with engine.begin() as connection:
+        for name in ("backlog", "audio", "expiry"):
+            connection.execute(sa.text(f"DROP INDEX speechgraph_jobs_{name}"))
+        old = "CREATE INDEX speechgraph_jobs_state ON speechgraph_jobs (state, due_at)"
+        connection.execute(sa.text(old))
+    newer = SqlJobStore(url)
+    assert indexes() == wanted
+    assert newer.find("ann", id) is not None
+    newer.close()
+    engine.dispose()
 
 
 def test_audio_and_then_the_job_are_forgotten_after_their_ttl(
