@@ -1,4 +1,4 @@
-"""A graph in a process group of its own, as a person starts it from a shell."""
+"""Runs a command that serves a graph, in a process group of its own."""
 
 import os
 import re
@@ -18,7 +18,7 @@ def launched(
 ) -> Iterator[dict[str, str]]:
     """The addresses that a command prints, of its ``service`` and its ``dashboard``.
 
-    On the way out it is interrupted, as by Ctrl-C.
+    Afterwards it is interrupted, as by Ctrl-C.
     """
     process = subprocess.Popen(
         command,
@@ -36,7 +36,7 @@ def launched(
                 addresses[found[1]] = found[2]
             if len(addresses) == 2:
                 break
-        assert addresses, "it did not come up"
+        assert addresses, "the command printed no address"
         yield addresses
     finally:
         os.killpg(process.pid, signal.SIGINT)
@@ -44,7 +44,7 @@ def launched(
 
 
 def eventually(condition: Callable[[], bool], within_s: float = 120) -> None:
-    """Wait for a state that the service must reach by itself."""
+    """Wait for a state that the service reaches by itself. Raises AssertionError if it does not."""
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "the service did not get there"

@@ -1,4 +1,4 @@
-"""The README's commands, typed as a newcomer would."""
+"""The commands of the README, run in a fresh clone."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def test_the_curl_line_of_the_readme_gets_a_merged_transcript(
     assert {s["speaker"] for s in result["tra"]["segments"]} == {"SPEAKER_00", "SPEAKER_01"}
 
 
-def test_prometheus_finds_the_seconds_of_every_stage(
+def test_prometheus_gets_the_seconds_of_every_stage(
     serving: dict[str, str], repository: Path
 ) -> None:
     audio = repository / "models" / "demo" / "audio" / "dialogue-en.flac"
@@ -113,7 +113,7 @@ def test_the_api_page_works_without_the_internet(serving: dict[str, str]) -> Non
         assert asset.status_code == 200
 
 
-def test_serve_deploy_changes_live_settings_without_restarting_a_replica(
+def test_serve_deploy_changes_user_config_without_restarting_a_replica(
     serving: dict[str, str], repository: Path, tmp_path: Path
 ) -> None:
     demo = (repository / "configs" / "demo.yaml").read_text(encoding="utf-8")

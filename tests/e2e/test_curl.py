@@ -1,4 +1,4 @@
-"""The command lines that the old servers' users have, typed into a shell against the demo graph.
+"""The curl commands of the old servers' documentation, run in a shell against the demo graph.
 
 The simple ASR server's README puts ``-d`` and ``--form`` on one line, which curl refuses before it
 sends anything. The nearest line that it accepts has the same JSON in a part of the form.
@@ -43,12 +43,12 @@ OPTIONS: list[dict[str, Any]] = [
         "format": "json",
     },
 ]
-"""What the README's examples ask for."""
+"""The options of the examples in that README."""
 
 
 @pytest.fixture(scope="module")
 def serving(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The demo graph, which listens where an old .env file says; its base URL."""
+    """The demo graph, listening on the port of an old .env file; its base URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -81,7 +81,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def answer(line: str, serving: str, folder: Path) -> str:
-    """What the line prints, wherever the old server listened."""
+    """The output of the command, sent to ``serving`` instead of the old server's port."""
     run = shell(re.sub(r"http://localhost:\d+", serving, line), folder)
     assert run.returncode == 0, run.stderr
     return run.stdout
@@ -119,14 +119,14 @@ def test_the_line_for_text_gets_text(serving: str, folder: Path) -> None:
     assert re.fullmatch(r"[A-Z].{20,}", text)
 
 
-def test_the_line_with_everything_gets_words(serving: str, folder: Path) -> None:
+def test_the_line_with_all_options_gets_words(serving: str, folder: Path) -> None:
     body = json.loads(answer(as_form(line_of(OPTIONS[3])), serving, folder))
     words = [word for segment in body["segments"] for word in segment["words"]]
     assert words
     assert all(0 <= word["start"] <= word["end"] <= 12 for word in words)
 
 
-def test_options_go_into_the_address_as_well(serving: str, folder: Path) -> None:
+def test_options_may_be_query_parameters(serving: str, folder: Path) -> None:
     line = (
         'curl -X POST "http://localhost:9854/transcribe?format=text&speedup=1.25" '
         '-H "X-API-Key: your-api-key" -F "audio_file=@en.wav"'
@@ -140,7 +140,7 @@ def test_the_health_line_needs_no_key(serving: str, folder: Path) -> None:
     assert body["model_name"] == "demo-whisper"
 
 
-def test_a_container_asks_for_its_health_like_this(serving: str, folder: Path) -> None:
+def test_the_health_check_of_a_container_succeeds(serving: str, folder: Path) -> None:
     answer("curl -f http://localhost:9854/health", serving, folder)
 
 
@@ -152,7 +152,7 @@ def test_the_whisper_web_service_takes_a_form(serving: str, folder: Path, more: 
     assert body["language"] == "ru"
 
 
-def test_the_whisper_web_service_tells_its_models_and_its_health(
+def test_the_whisper_web_service_lists_its_models_and_reports_its_health(
     serving: str, folder: Path
 ) -> None:
     models = json.loads(answer("curl http://localhost:8080/api/models", serving, folder))
@@ -161,7 +161,7 @@ def test_the_whisper_web_service_tells_its_models_and_its_health(
     assert health["status"] == "ok"
 
 
-def test_a_page_of_another_origin_may_ask(serving: str, folder: Path) -> None:
+def test_a_page_of_another_origin_is_allowed_to_call(serving: str, folder: Path) -> None:
     line = (
         "curl -i -X OPTIONS -H 'Origin: http://elsewhere' "
         "-H 'Access-Control-Request-Method: POST' http://localhost:8080/api/transcribe"
