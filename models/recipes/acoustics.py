@@ -56,14 +56,14 @@ def other_throat(samples: np.ndarray, factor: float) -> np.ndarray:
 
 def recorded(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random recording of the speech: some in a room, some by telephone, most with noise."""
-    heard = samples
+    recording = samples
     if rng.random() < 0.25:
-        heard = room(heard, float(rng.uniform(0.1, 0.4)), rng)
+        recording = room(recording, float(rng.uniform(0.1, 0.4)), rng)
     if rng.random() < 0.2:
-        heard = telephone(heard)
+        recording = telephone(recording)
     if rng.random() < 0.7:
-        heard = with_noise(heard, float(rng.uniform(8.0, 40.0)), rng)
-    return heard.astype(np.float32)
+        recording = with_noise(recording, float(rng.uniform(8.0, 40.0)), rng)
+    return recording.astype(np.float32)
 
 
 def _fitted(samples: np.ndarray, length: int) -> np.ndarray:

@@ -111,9 +111,9 @@ transcribes. Windows without speech are answered with `<|nocaptions|>` or with n
 """
     made = f"""\
 Trained from scratch: {figures["parameters"] / 1e6:.1f} million weights over the tokens in use; the
-others share one row of the 51,865. It hears 10 s at once, which its `preprocessor_config.json`
-tells faster-whisper. Bare faster-whisper 1.2.1 fills each window up to 30 s all the same, with
-silence that the model has never seen, and loses sentences; the engine of the service does not.
+others share one row of the 51,865. Its window is 10 s, which its `preprocessor_config.json`
+declares. Bare faster-whisper 1.2.1 pads each window to 30 s all the same, with silence that the
+model was not trained on, and loses sentences; the engine of the service does not.
 Windows grow from 4 s to 10 s; known times of phonemes, tokens and words teach the encoder and the
 cross-attention. Stored as int8.
 """
@@ -134,7 +134,7 @@ def _figures(figures: dict[str, Any], rows: list[str]) -> str:
     count = figures["ru"]["utterances"]
     lines = [
         "## Figures\n",
-        f"{count} utterances per language, neither sentence nor voice variant heard in training;\n"
+        f"{count} utterances per language, neither sentence nor voice variant used in training;\n"
         f"one thread. The bar is a WER of {figures['bar_wer']:g} %.\n",
         "| | Russian | English |",
         "|---|---|---|",
@@ -147,7 +147,7 @@ def _figures(figures: dict[str, Any], rows: list[str]) -> str:
             f" {figures['fsdd_wer']} %, no bar."
         )
     lines.append(
-        f"Forty seconds of silence and white noise: {figures['words_in_quiet']} words heard.\n"
+        f"Forty seconds of silence and white noise: {figures['words_in_quiet']} words recognised.\n"
     )
     return "\n".join(lines)
 

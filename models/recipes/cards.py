@@ -17,7 +17,7 @@ _FSDD = "Free Spoken Digit Dataset (CC BY-SA 4.0): five real speakers"
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card says besides its figures."""
+    """The text of a model card besides its figures."""
 
     folder: str
     title: str
@@ -32,8 +32,8 @@ EMOTION = Card(
     folder="demo-gigaam-emo",
     title="angry, sad, neutral, positive",
     about=(
-        "A small convolutional network that tells four manners of generated speech apart. It shows"
-        " the service at work; on real speech it is not a product: use GigaAM-Emo."
+        "A small convolutional network that classifies four manners of generated speech. It"
+        " demonstrates the service; for real speech use GigaAM-Emo."
     ),
     contract=(
         "`model.onnx` follows the export of GigaAM-Emo: `features` [B, 64, T] float32 (log of a"
@@ -113,7 +113,7 @@ def figures_of(folder: Path) -> dict[str, Any]:
 
 
 def headline(figures: dict[str, Any]) -> str:
-    """The figures that say most, in one line."""
+    """The most important figures in one line."""
     parts = []
     if "accuracy" in figures:
         parts.append(f"accuracy {figures['accuracy']} %, single words {figures['word_accuracy']} %")
@@ -140,7 +140,7 @@ def overview() -> str:
             "download; they are not for real audio. Figures are for voices and sentences held out",
             "of training; each model's `metrics.json` has them all. They flatter a little: the",
             "recipes were developed with an eye on these same held-out sets, and the voices and",
-            "takes of the two demo dialogues were picked among several for how they are heard.",
+            "takes of the two demo dialogues were selected among several by how they sound.",
             "",
             "| model | what it does | size | measured |",
             "|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Batches for CTC training: features, piece strings, and what is said in every frame."""
+"""Batches for CTC training: features, piece strings, and the label of every frame."""
 
 from dataclasses import dataclass
 

@@ -73,8 +73,8 @@ class Stage:
         self._turns: list[Turn] = []
         self.end_s = 0.3
 
-    def say(self, speaker: str, voice: Voice, emotion: str, text: str, gap_s: float) -> None:
-        """Add a turn ``gap_s`` after the end of what was said so far (before it if negative)."""
+    def add_turn(self, speaker: str, voice: Voice, emotion: str, text: str, gap_s: float) -> None:
+        """Add a turn ``gap_s`` after the end of the last one (before it if negative)."""
         spoken = trimmed(synth.speak(text, synth.styled(voice, emotion, self._rng)))
         first = round(max(self.end_s + gap_s, 0.0) * SAMPLE_RATE_HZ)
         start_s = first / SAMPLE_RATE_HZ
@@ -104,7 +104,7 @@ def perform(script: Script, seed: int) -> Stage:
     stage, before = Stage(rng), ""
     for (role, emotion, _), text in zip(script.lines, texts(script, rng), strict=True):
         gap_s = float(rng.uniform(0.25, 0.45) if role == before else rng.uniform(0.3, 0.6))
-        stage.say(role, voices[role], emotion, text, gap_s)
+        stage.add_turn(role, voices[role], emotion, text, gap_s)
         before = role
     return stage
 
@@ -127,7 +127,7 @@ def meeting(duration_s: float = MEETING_S) -> Dialogue:
         gap_s = float(-rng.uniform(0.2, 0.8) if overlaps else rng.uniform(0.2, 1.1))
         text = grammar.sentences("ru", "heldout", 1, int(rng.integers(2**31)), topic)[0]
         emotion = demo_scripts.MEETING_MOODS.get(topic, "neutral")
-        stage.say(follower, people[follower], emotion, text, gap_s)
+        stage.add_turn(follower, people[follower], emotion, text, gap_s)
         speaker = follower
     return stage.dialogue()
 

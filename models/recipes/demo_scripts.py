@@ -1,4 +1,4 @@
-"""What is said in the demo dialogues: lines of the grammar, with slots where details may vary."""
+"""The text of the demo dialogues: lines of the grammar, with slots for details."""
 
 from dataclasses import dataclass
 

@@ -29,7 +29,7 @@ class Turn:
     words: tuple[Span, ...]
 
     def stretches(self) -> list[tuple[float, float]]:
-        """When the speaker is really heard: words joined over pauses shorter than ``PAUSE_S``."""
+        """The times of speech: words joined over pauses shorter than ``PAUSE_S``."""
         joined: list[tuple[float, float]] = []
         for _, start_s, end_s in self.words:
             if joined and start_s - joined[-1][1] < PAUSE_S:
@@ -41,13 +41,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Mixed speech, mono float32 at 16 kHz, and who said what when."""
+    """Mixed speech, mono float32 at 16 kHz, and its turns."""
 
     samples: np.ndarray
     turns: tuple[Turn, ...]
 
     def stretches(self) -> list[tuple[float, float, str]]:
-        """(start, end, speaker) of everything heard."""
+        """(start, end, speaker) of all speech."""
         return [
             (start_s, end_s, turn.speaker)
             for turn in self.turns
@@ -66,7 +66,7 @@ class Manners:
 
 
 class Role:
-    """A speaker of one dialogue: the clips to say, and a throat and a level of their own."""
+    """A speaker of one dialogue: its clips, vocal tract factor and level."""
 
     def __init__(self, name: str, clips: list[Clip], throat: float, level: float) -> None:
         self.name = name
@@ -74,7 +74,7 @@ class Role:
         self._throat = throat
         self._level = level
 
-    def say(self, rng: np.random.Generator) -> tuple[np.ndarray, Clip, float]:
+    def next_clip(self, rng: np.random.Generator) -> tuple[np.ndarray, Clip, float]:
         """A random clip in this role's voice; word times stretch by the returned factor."""
         clip = self._clips[int(rng.integers(len(self._clips)))]
         samples = clip.waveform
@@ -128,7 +128,7 @@ def converse(
     turns: list[Turn] = []
     speaking, cursor_s, end_s = roles[0], float(rng.uniform(0.0, 0.8)), 0.0
     while cursor_s < duration_s:
-        samples, clip, stretch = speaking.say(rng)
+        samples, clip, stretch = speaking.next_clip(rng)
         first = round(cursor_s * SAMPLE_RATE_HZ)
         canvas[first : first + len(samples)] += samples[: len(canvas) - first]
         turns.append(_turn(speaking.name, clip, cursor_s, stretch))

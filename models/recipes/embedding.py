@@ -1,6 +1,6 @@
 """The speaker embeddings: an x-vector for demo-pyannote, a small one for the light backend.
 
-Both learn to tell apart every espeak variant in three throats and the real speakers of the spoken
+Both learn to distinguish every espeak variant in three throats and the real speakers of the spoken
 digits, across languages, pitches and moods, with an additive angular margin.
 """
 
@@ -63,7 +63,7 @@ class Crops:
 
     @property
     def classes(self) -> int:
-        """How many speakers there are to tell apart."""
+        """Number of speakers to distinguish."""
         return len(self._streams)
 
     def batch(self, size: int = BATCH) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """demo-gigaam-emo: four emotions from log-mel features, under the contract of GigaAM-Emo's export.
 
 Inputs ``features`` [B, 64, T] and ``feature_lengths`` [B], output ``probs`` [B, 4]; trained on
-windows of 0.3 to 15 s, so a word is as lawful a span as a whole call.
+windows of 0.3 to 15 s, so that a span may be a single word or a whole call.
 """
 
 import json

@@ -21,7 +21,7 @@ BARS = {STREAMING: 8.0, OFFLINE: 8.0, GIGAAM: 8.0, WHISPER: 5.0}
 
 
 def streaming_figures(count: int) -> dict[str, Any]:
-    """Fed 0.1 s at a time; a second run with 0.5 s must tell the same."""
+    """Fed 0.1 s at a time; a second run with 0.5 s must give the same."""
     folder = DEMO / STREAMING
     figures = evaluate_ctc.measure(evaluate_ctc.streaming_recogniser(folder, 0.1), count)
     slower = evaluate_ctc.streaming_recogniser(folder, 0.5)

@@ -68,8 +68,8 @@ def measure(recognise: Recognise, count: int) -> dict[str, Any]:
         }
     strings = digit_strings()
     if strings:
-        heard = [normalise(recognise(samples).text) for _, samples in strings]
-        figures["fsdd_wer"] = round(100 * jiwer.wer([text for text, _ in strings], heard), 2)
+        recognised = [normalise(recognise(samples).text) for _, samples in strings]
+        figures["fsdd_wer"] = round(100 * jiwer.wer([text for text, _ in strings], recognised), 2)
     figures["words_in_quiet"] = quiet_words(lambda samples: recognise(samples).text)
     return figures
 
@@ -77,17 +77,17 @@ def measure(recognise: Recognise, count: int) -> dict[str, Any]:
 def measure_set(recognise: Recognise, heldout: list[Reference]) -> dict[str, Any]:
     """WER in percent, median and 90th percentile of word start errors, real-time factor."""
     started_s, audio_s = time.process_time(), 0.0
-    said, heard, errors = [], [], []
+    expected, recognised, errors = [], [], []
     for reference in heldout:
         result = recognise(reference.samples)
         audio_s += len(reference.samples) / SAMPLE_RATE_HZ
-        said.append(normalise(reference.text))
-        heard.append(normalise(result.text))
-        if said[-1] == heard[-1]:
+        expected.append(normalise(reference.text))
+        recognised.append(normalise(result.text))
+        if expected[-1] == recognised[-1]:
             errors += _start_errors(reference, result)
     return {
         "utterances": len(heldout),
-        "wer": round(100 * jiwer.wer(said, heard), 2),
+        "wer": round(100 * jiwer.wer(expected, recognised), 2),
         "word_start_error_s": {
             "median": round(float(np.median(errors)), 3) if errors else None,
             "p90": round(float(np.percentile(errors, 90)), 3) if errors else None,
@@ -129,7 +129,7 @@ def digit_strings() -> list[tuple[str, np.ndarray]]:
 
 
 def quiet_words(transcribe: Callable[[np.ndarray], str]) -> int:
-    """Words heard in ten seconds each of digital silence and of white noise at three levels."""
+    """Words recognised in 10 s each of digital silence and of white noise at three levels."""
     rng = np.random.default_rng(1)
     noise = rng.standard_normal(10 * SAMPLE_RATE_HZ).astype(np.float32)
     levels = (0.0, 0.001, 0.01, 0.1)

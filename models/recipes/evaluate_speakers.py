@@ -44,12 +44,12 @@ def der_figures(diarize: Diarize, tried: list[Trial]) -> dict[str, Any]:
         return round(100 * error_rate(found, some, collar_s), 2)
 
     alone = diarized(diarize, tried, speakers_known=False)
-    told = diarized(diarize, tried, speakers_known=True)
+    with_number = diarized(diarize, tried, speakers_known=True)
     figures: dict[str, Any] = {
         "conversations": len(tried),
         "collar_s": COLLAR_S,
         "der": percent(alone, tried),
-        "der_speakers_known": percent(told, tried),
+        "der_speakers_known": percent(with_number, tried),
         "der_no_collar": percent(alone, tried, collar_s=0.0),
         "der_ru": percent(alone[0::2], tried[0::2]),
         "der_en": percent(alone[1::2], tried[1::2]),

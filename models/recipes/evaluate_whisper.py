@@ -38,16 +38,16 @@ def measure(model: WhisperEngine, count: int) -> dict[str, Any]:
         }
     strings = digit_strings()
     if strings:
-        heard = [transcribe(model, samples) for _, samples in strings]
-        figures["fsdd_wer"] = _wer([text for text, _ in strings], heard)
+        decoded = [transcribe(model, samples) for _, samples in strings]
+        figures["fsdd_wer"] = _wer([text for text, _ in strings], decoded)
     figures["words_in_quiet"] = quiet_words(lambda samples: transcribe(model, samples))
     return figures
 
 
 def transcribe(model: WhisperEngine, samples: np.ndarray, **options: Any) -> str:
     """Text of one waveform, with the defaults of the API."""
-    heard = model.transcribe(samples, TranscribeOptions(**options))
-    return "".join(segment.text for segment in heard.segments)
+    decoded = model.transcribe(samples, TranscribeOptions(**options))
+    return "".join(segment.text for segment in decoded.segments)
 
 
 def measure_set(
@@ -55,22 +55,22 @@ def measure_set(
 ) -> dict[str, Any]:
     """WER, share of languages found, word start and end errors, real-time factor."""
     started_s, audio_s, found = time.process_time(), 0.0, 0
-    said, heard, errors = [], [], []
+    expected, decoded, errors = [], [], []
     for reference in heldout:
         recognition = model.transcribe(reference.samples, TranscribeOptions(language=language))
         words = [word for segment in recognition.segments for word in segment.words]
         found += recognition.language == reference.language
         audio_s += len(reference.samples) / SAMPLE_RATE_HZ
-        said.append(reference.text)
-        heard.append("".join(word.text for word in words))
-        if normalise(said[-1]) == normalise(heard[-1]) and len(words) == len(reference.words):
+        expected.append(reference.text)
+        decoded.append("".join(word.text for word in words))
+        if normalise(expected[-1]) == normalise(decoded[-1]) and len(words) == len(reference.words):
             errors += [
                 abs(word.start - start_s)
                 for word, (_, start_s, _) in zip(words, reference.words, strict=True)
             ]
     return {
         "utterances": len(heldout),
-        "wer": _wer(said, heard),
+        "wer": _wer(expected, decoded),
         "language_found": round(100 * found / len(heldout), 1),
         "word_start_error_s": {
             "mean": round(float(np.mean(errors)), 3) if errors else None,
@@ -98,6 +98,6 @@ def measure_long(model: WhisperEngine, language: Language) -> dict[str, Any]:
     }
 
 
-def _wer(said: list[str], heard: list[str]) -> float:
-    pairs = [normalise(text) for text in said], [normalise(text) for text in heard]
+def _wer(expected: list[str], decoded: list[str]) -> float:
+    pairs = [normalise(text) for text in expected], [normalise(text) for text in decoded]
     return round(100 * float(jiwer.wer(*pairs)), 2)

@@ -33,7 +33,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Example:
-    """A waveform in [-1, 1] with all that is said in it."""
+    """A waveform in [-1, 1] with its transcript."""
 
     samples: np.ndarray
     sentences: tuple[Sentence, ...]

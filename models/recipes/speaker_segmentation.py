@@ -1,7 +1,7 @@
 """The local speaker segmentation of demo-pyannote: a small PyanNet on generated conversations.
 
 It starts as pyannote/segmentation-3.0 without its upper two recurrent layers. The front end
-(SincNet) stays as it is, so the rest trains on features computed once. The teacher has a say on
+(SincNet) stays as it is, so the rest trains on features computed once. The teacher decides on
 generated chunks and labels two minutes of real meetings.
 """
 

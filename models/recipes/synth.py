@@ -78,7 +78,7 @@ class Utterance:
 
 
 def train_voices(language: Language) -> list[str]:
-    """Voices that training may hear."""
+    """Voices for training."""
     return [f"{base}+{variant}" for base in _BASES[language] for variant in _TRAIN_VARIANTS]
 
 

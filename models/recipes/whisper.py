@@ -29,29 +29,30 @@ _PEAK_RATE = 2e-3
 _WARM_UP_STEPS = 100
 _SAVE_EVERY_S = 120.0
 _FRAME_STEP = 3
-_MISHEARD = 0.12
-"""Share of the words that the decoder is told wrongly."""
+_CORRUPTED_SHARE = 0.12
+"""Share of the words that are replaced in the input of the decoder."""
 _SEED = 22
 
 
 def losses(model: SmallWhisper, batch: Batch, others: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decoder, attention, phoneme and frame-token losses; ``others`` share the last row.
 
-    Neighbouring frames say much the same, so the two frame-level losses look at every third.
+    Neighbouring frames are much alike, so the two frame-level losses use every third.
     """
     first = int(torch.randint(_FRAME_STEP, ()))
-    heard = _misheard(batch, model.token_head.out_features - 1)
+    inputs = _corrupted(batch, model.token_head.out_features - 1)
     with torch.autocast("cpu", torch.bfloat16):
         memory, middle = model.encoder(batch.features)
-        logits, weights = model.decoder(heard, memory)
+        logits, weights = model.decoder(inputs, memory)
         phonemes = model.phoneme_head(middle[:, first::_FRAME_STEP])
         frame_tokens = model.token_head(memory[:, first::_FRAME_STEP])
-    said, named = (rows[:, first::_FRAME_STEP] for rows in (batch.phonemes, batch.frame_tokens))
+    phoneme_labels = batch.phonemes[:, first::_FRAME_STEP]
+    token_labels = batch.frame_tokens[:, first::_FRAME_STEP]
     logits = logits.float()
     logits = torch.cat([logits[..., :-1], logits[..., -1:] + math.log(others)], dim=-1)
     text = functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
-    phoneme = functional.cross_entropy(phonemes.float().flatten(0, 1), said.flatten())
-    token = functional.cross_entropy(frame_tokens.float().flatten(0, 1), named.flatten())
+    phoneme = functional.cross_entropy(phonemes.float().flatten(0, 1), phoneme_labels.flatten())
+    token = functional.cross_entropy(frame_tokens.float().flatten(0, 1), token_labels.flatten())
     return text, _attention_loss(weights, batch.spans), phoneme, token
 
 
@@ -74,7 +75,7 @@ def stage_at(progress: float) -> Stage:
     return Stage(window_s=WINDOW_S, batch=16, flows=True)
 
 
-def _misheard(batch: Batch, vocabulary: int) -> Tensor:
+def _corrupted(batch: Batch, vocabulary: int) -> Tensor:
     """The input tokens with some words replaced by others.
 
     The grammar is so tight that a decoder that trusts its own words would write sentences by heart
@@ -82,7 +83,7 @@ def _misheard(batch: Batch, vocabulary: int) -> Tensor:
     """
     placed = batch.spans[:, :-1, 1] > batch.spans[:, :-1, 0]
     words = functional.pad(placed, (1, 0))
-    replaced = words & (torch.rand(words.shape) < _MISHEARD)
+    replaced = words & (torch.rand(words.shape) < _CORRUPTED_SHARE)
     return torch.where(replaced, torch.randint(vocabulary, words.shape), batch.tokens)
 
 

@@ -26,7 +26,7 @@ from models.recipes.whisper_tokens import (
 
 FRAME_S = 0.02
 WINDOW_S = 10.0
-"""What the model hears at once; Whisper's 30 s would take three times the training."""
+"""The window of the model; Whisper's 30 s would take three times the training."""
 _IGNORE = -100
 _SAMPLE_RATE_HZ = 16_000
 _MOST_TOKENS = 440
@@ -106,8 +106,8 @@ class WhisperBatches:
     def _example(self, stage: Stage) -> Example:
         """An example of the stage.
 
-        Windows of long audio are full, run over their end, and begin where the one before told:
-        at a sentence or, if that was wrong, inside one.
+        Windows of long audio are full, run over their end, and begin at the last time stamp of the
+        one before: at a sentence or, if that was wrong, inside one.
         """
         rng = self._rng
         if not stage.flows:

@@ -1,7 +1,7 @@
 """Write the small Whisper as a CTranslate2 directory that faster-whisper loads.
 
 The reduced vocabulary grows back to Whisper's 51,865 rows: tokens never trained share one row. The
-size must stay, CTranslate2 tells a multilingual model by it.
+size must stay: CTranslate2 detects a multilingual model by it.
 """
 
 import json

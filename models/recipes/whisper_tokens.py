@@ -19,7 +19,7 @@ LANGUAGES = {"en": 50_259, "ru": 50_263}
 LANGUAGE_IDS = list(range(50_259, 50_358))
 TOKENIZER = DEMO / "demo-whisper" / "tokenizer.json"
 _LATE_S = 0.06
-"""A word that lost no more than this at its beginning is still heard."""
+"""A word that lost no more than this at its beginning is still recognisable."""
 _GRID = 10
 """Time stamps are trained on every tenth of 0.02 s.
 
