@@ -7,7 +7,6 @@ are described at :class:`SherpaSocket` and :class:`ClassicSocket`.
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query
@@ -19,11 +18,20 @@ from api.live.connection import Frame
 from api.live.conversation import Opening, code_of
 from api.live.registry import LiveStreams
 from api.live.websocket import serve
+from configs.catalogue import ModelEntry
 from speech.audio import SAMPLE_RATE
 from speech.errors import InvalidRequest, SpeechError
 from speech.live.endpointing import EndpointOptions
 from speech.live.events import Event
-from speech.live.session import LiveSession, SessionOptions
+from speech.live.session import LiveSession
+from speech.live.session_options import (
+    FrameSynchronous,
+    Mode,
+    Pieces,
+    SessionOptions,
+    TwoPass,
+    WholeUtterances,
+)
 from speech.live.stream_decoder import stream_decoder
 from speech.ports import MAX_HOTWORDS, TranscribeOptions
 from speech.transcript import Word
@@ -151,23 +159,14 @@ class _VoskSocket:
         return code_of(code)
 
     def _open(self) -> LiveSession:
-        models = self._live.models
         name = self.config.model or self._model
         entry = self._live.recogniser(name, self.default_model())
         options = SessionOptions(
-            model=entry.id,
-            streaming=entry.streaming,
-            partials=entry.streaming,
-            cut_in_pauses=not entry.streaming,
+            self.mode(entry),
             endpointing=EndpointOptions(max_utterance_s=MAX_UTTERANCE_S),
             transcribe=TranscribeOptions(hotwords=self._hotwords()),
             progress_s=0.0,
         )
-        if self.endpoints and options.cut_in_pauses:
-            partial = models.streaming
-            options = replace(
-                options, cut_in_pauses=False, partial_model=partial, partials=partial is not None
-            )
         return self._live.open(options, self._decoder())
 
     def _decoder(self) -> Any:
@@ -177,8 +176,8 @@ class _VoskSocket:
         phrases = [phrase for phrase in self.config.phrase_list or () if phrase != "[unk]"]
         return ", ".join(phrases)[:MAX_HOTWORDS] or None
 
-    endpoints = False
-    """Whether utterances are endpointed also for models that hear whole utterances."""
+    def mode(self, entry: ModelEntry) -> Mode:
+        return FrameSynchronous(entry.id) if entry.streaming else Pieces(entry.id)
 
     def default_model(self) -> str | None:
         return self._live.models.streaming or self._live.models.utterance
@@ -204,7 +203,7 @@ class SherpaSocket(_VoskSocket):
     def open(self, frame: Frame) -> Opening | Sequence[str]:
         opening = super().open(frame)
         if isinstance(opening, Opening):
-            self._streaming = opening.session.options.streaming
+            self._streaming = isinstance(opening.session.options.mode, FrameSynchronous)
         return opening
 
     def complaint(self, message: str) -> str:
@@ -263,13 +262,20 @@ class ClassicSocket(_VoskSocket):
     partial; the rest of the text after the end, then the server closes.
     """
 
-    endpoints = True
-
     def __init__(self, live: LiveStreams, model: str | None) -> None:
         super().__init__(live, model)
         self._session: LiveSession | None = None
         self._answered = 0
         self._results: deque[Event] = deque()
+
+    def mode(self, entry: ModelEntry) -> Mode:
+        """Utterances are endpointed also for models that recognise whole utterances."""
+        if entry.streaming:
+            return FrameSynchronous(entry.id)
+        partial_model = self._live.models.streaming
+        if partial_model is None:
+            return WholeUtterances(entry.id, partials=False)
+        return TwoPass(entry.id, partial_model)
 
     def open(self, frame: Frame) -> Opening | Sequence[str]:
         opening = super().open(frame)

@@ -8,15 +8,10 @@ from api.service import SpeechService
 from configs.catalogue import ModelEntry
 from configs.settings import SessionSettings
 from speech.errors import InvalidRequest, ModelNotFound, NotEnabled
+from speech.live.pending_total import PendingTotal
 from speech.live.registry import SessionRegistry
-from speech.live.session import (
-    LivePorts,
-    LiveSession,
-    Pending,
-    ResumeState,
-    SessionLimits,
-    SessionOptions,
-)
+from speech.live.session import LiveSession
+from speech.live.session_options import LivePorts, ResumeState, SessionLimits, SessionOptions
 from speech.live.stream_decoder import StreamDecoder
 
 
@@ -55,7 +50,7 @@ class LiveStreams:
         self._limits = SessionLimits(
             settings.max_pending_mb * 1024**2,
             settings.max_stream_s,
-            Pending(settings.max_pending_total_mb * 1024**2),
+            PendingTotal(settings.max_pending_total_mb * 1024**2),
         )
 
     def recogniser(self, name: str | None, default: str | None) -> ModelEntry:

@@ -29,7 +29,8 @@ from api.openai.responses import logprobs
 from speech.audio import SAMPLE_RATE
 from speech.errors import InvalidRequest, SpeechError, TooFarAhead
 from speech.live.events import Event
-from speech.live.session import MAX_TURN_S, LiveSession, SessionOptions
+from speech.live.session import MAX_TURN_S, LiveSession
+from speech.live.session_options import SessionOptions
 from speech.live.turns import Delta, TurnAssembler, TurnTranscript
 from speech.transcript import Word
 
@@ -249,7 +250,7 @@ class Realtime:
 
     def _told(self, what: str) -> str:
         """The session as it was created or updated."""
-        model = self._options().model
+        model = self._options().mode.model
         shown = {
             "id": f"sess_{self._id}",
             "object": "realtime.transcription_session",

@@ -15,7 +15,7 @@ from api.openai.requests import Aliases
 from speech.errors import ModelNotFound
 from speech.live.endpointing import EndpointOptions
 from speech.live.pcm import PcmDecoder, PcmEncoding, PcmFormat
-from speech.live.session import SessionOptions
+from speech.live.session_options import FrameSynchronous, SessionOptions, WholeUtterances
 from speech.live.stream_decoder import StreamDecoder
 from speech.ports import MAX_HOTWORDS, TranscribeOptions
 
@@ -232,10 +232,9 @@ class Settings:
             *([wanted.prompt] if wanted.prompt and not whisper else ()),
         ]
         turns = self.turn_detection
+        mode = FrameSynchronous if entry.streaming else WholeUtterances
         return SessionOptions(
-            model=entry.id,
-            streaming=entry.streaming,
-            turns="pause" if turns else "commit",
+            mode(entry.id, turns="pause" if turns else "commit"),
             endpointing=turns.endpointing() if turns else COMMITTED_BY_CLIENT,
             transcribe=TranscribeOptions(
                 language=languages[0].lower() if len(languages) == 1 else None,

@@ -7,7 +7,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 from speech.live.endpointing import EndpointOptions
 from speech.live.pcm import PcmFormat
-from speech.live.session import ResumeState
+from speech.live.session_options import ResumeState
 from speech.live.speakers import MAX_SPEAKERS
 from speech.ports import MAX_HOTWORDS
 

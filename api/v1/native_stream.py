@@ -14,7 +14,15 @@ from api.v1.native_start import Resume, Start
 from api.v1.requests import MAX_ERROR_CHARS
 from speech.errors import InvalidRequest, Overloaded, SpeechError
 from speech.live.events import Event
-from speech.live.session import LiveSession, ResumeState, SessionOptions
+from speech.live.session import LiveSession
+from speech.live.session_options import (
+    FrameSynchronous,
+    Mode,
+    ResumeState,
+    SessionOptions,
+    TwoPass,
+    WholeUtterances,
+)
 from speech.live.stream_decoder import stream_decoder
 from speech.ports import TranscribeOptions
 from speech.transcript import Word
@@ -61,20 +69,20 @@ class NativeStream:
     def _options(self, start: Start) -> SessionOptions:
         models = self._live.models
         entry = self._live.recogniser(start.model, models.streaming or models.utterance)
-        partial_model: str | None = None
+        mode: Mode = WholeUtterances(entry.id, start.partials)
+        if entry.streaming:
+            mode = FrameSynchronous(entry.id, start.partials)
         if start.partial_model is not None:
             fast = self._live.recogniser(start.partial_model, None)
             if not fast.streaming:
                 raise InvalidRequest(f"partial_model: '{fast.id}' is no streaming model")
             if entry.streaming:
                 raise InvalidRequest(f"partial_model: '{entry.id}' makes its own partials")
-            partial_model = fast.id
+            if start.partials:
+                mode = TwoPass(entry.id, fast.id)
         language = None if start.language in (None, "auto") else start.language.lower()
         return SessionOptions(
-            model=entry.id,
-            streaming=entry.streaming,
-            partial_model=partial_model,
-            partials=start.partials,
+            mode,
             endpointing=start.endpointing.options(),
             transcribe=TranscribeOptions(
                 language=language, hotwords=start.hotwords, initial_prompt=start.initial_prompt
@@ -92,7 +100,7 @@ class NativeStream:
             resumed=resumed,
             seq=seq,
             audio_from_s=session.audio_from_s,
-            model=session.options.model,
+            model=session.options.mode.model,
             partial_model=session.options.partial_model,
             window_s=self._live.settings.window_s,
         )

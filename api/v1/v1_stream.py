@@ -11,7 +11,8 @@ from api.live.registry import LiveStreams
 from api.v1.requests import MAX_ERROR_CHARS, ProcessRequest
 from speech.errors import InvalidRequest, SpeechError
 from speech.live.events import Event
-from speech.live.session import LiveSession, SessionOptions
+from speech.live.session import LiveSession
+from speech.live.session_options import FrameSynchronous, SessionOptions, WholeUtterances
 from speech.live.stream_decoder import stream_decoder
 
 SAMPLE_RATE_V1 = 16_000
@@ -48,10 +49,9 @@ class V1Stream:
         try:
             entry = self._live.recogniser(tra.model, self._live.models.general)
             emotion = "emotion" in request.settings.tasks
+            mode = FrameSynchronous if entry.streaming else WholeUtterances
             options = SessionOptions(
-                model=entry.id,
-                streaming=entry.streaming,
-                partials=False,
+                mode(entry.id, partials=False),
                 transcribe=tra.options(),
                 emotion_model=self._live.emotion_model() if emotion else None,
             )

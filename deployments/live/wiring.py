@@ -20,7 +20,7 @@ from deployments.runtime.model_access import ModelFiles, hardware, streaming_eng
 from speech.audio import Samples
 from speech.errors import ModelUnavailable, SpeechError
 from speech.live.endpointing import LONGEST_UTTERANCE_S, EndpointOptions
-from speech.live.session import LivePorts
+from speech.live.session_options import LivePorts
 from speech.ports import SpeakerEmbedder, StreamingRecognizer, VoiceActivity
 
 

@@ -1,27 +1,28 @@
 """Partials of an utterance recogniser: what two hypotheses in a row agree on is never taken back.
 
-The recogniser hears the growing utterance again and again, see :func:`next_pass_s`, and each
-hypothesis is laid beside the one before it (LocalAgreement).
+The growing utterance is recognised again and again, see :func:`next_pass`, and each hypothesis is
+compared with the one before it (LocalAgreement).
 """
 
 import unicodedata
 from dataclasses import replace
 
+from speech.audio import SAMPLE_RATE
 from speech.transcript import Word
 
-MIN_STEP_S = 1.0
-GROWTH = 0.25
+MIN_STEP = SAMPLE_RATE
+"""Samples."""
 
 
-def next_pass_s(last_pass_s: float, min_step_s: float = MIN_STEP_S) -> float:
-    """The length of the utterance at which it is recognised again, ``last_pass_s`` 0 at first.
+def next_pass(last_pass: int, min_step: int = MIN_STEP) -> int:
+    """The length of the utterance at which it is recognised again, samples; 0 before the first.
 
-    It grows by a quarter, at least by ``min_step_s``. If an early pass is one over less than four
-    steps, it grows by more than a quarter anyway; so each pass hears at least 1.25 times what the
-    one before heard, and all passes over an utterance of ``n`` seconds together hear at most
-    ``n / (1 - 1 / 1.25) = 5 n`` seconds, in at most ``5 + log(n / (4 * min_step_s), 1.25)`` passes.
+    It grows by a quarter, at least by ``min_step``. An early pass over less than four steps grows
+    by more than a quarter anyway; so each pass covers at least 1.25 times what the one before
+    covered, and all passes over an utterance of ``n`` samples together cover at most
+    ``n / (1 - 1 / 1.25) = 5 n`` samples, in at most ``5 + log(n / (4 * min_step), 1.25)`` passes.
     """
-    return last_pass_s + max(min_step_s, GROWTH * last_pass_s)
+    return last_pass + max(min_step, -(-last_pass // 4))
 
 
 class Agreement:

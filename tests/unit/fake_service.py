@@ -19,7 +19,7 @@ from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings
 from speech.jobs.desk import JobDesk
 from speech.live.endpointing import EndpointOptions
-from speech.live.session import LivePorts
+from speech.live.session_options import LivePorts
 from speech.pipeline import ProcessOptions, Task
 from speech.ports import Transcriber, VoiceActivity
 from speech.transcript import Segment, Transcript

@@ -39,7 +39,7 @@ from engines.vosk.streaming import StreamingEngine
 from engines.whisper.engine import WhisperEngine
 from speech.audio import SAMPLE_RATE, Samples
 from speech.live.endpointing import EndpointOptions
-from speech.live.session import LivePorts
+from speech.live.session_options import LivePorts
 from speech.media.segmentation import WINDOW_SAMPLES
 from speech.ports import DecodedAudio, EmotionOptions, TranscribeOptions
 from speech.transcript import Recognition, Scores, Segment, Span, Word

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speech.live.agreement import Agreement, next_pass_s
+from speech.audio import SAMPLE_RATE
+from speech.live.agreement import Agreement, next_pass
 from speech.transcript import Word
 
 Words = tuple[Word, ...]
@@ -140,25 +141,25 @@ def test_hypotheses_that_only_grow_are_taken_over_word_by_word(rows: list[Words]
 
 
 @given(
-    st.floats(0.1, 3.0),
-    st.lists(st.floats(0.0, 5.0), min_size=1, max_size=40),
+    st.integers(SAMPLE_RATE // 10, 3 * SAMPLE_RATE),
+    st.lists(st.integers(0, 5 * SAMPLE_RATE), min_size=1, max_size=40),
 )
-def test_all_passes_together_hear_at_most_five_times_the_utterance(
-    min_step_s: float, delays_s: list[float]
+def test_all_passes_together_cover_at_most_five_times_the_utterance(
+    min_step: int, delays: list[int]
 ) -> None:
     """Passes begin when they are due or any time later."""
-    heard_s = total_s = 0.0
-    for delay_s in delays_s:
-        due_s = next_pass_s(heard_s, min_step_s)
-        assert due_s >= heard_s + min_step_s
-        heard_s = due_s + delay_s
-        total_s += heard_s
-        assert total_s <= 5 * heard_s * (1 + 1e-9)
+    covered = total = 0
+    for delay in delays:
+        due = next_pass(covered, min_step)
+        assert due >= covered + min_step
+        covered = due + delay
+        total += covered
+        assert total <= 5 * covered
 
 
 def test_the_first_passes_come_at_every_step_and_later_ones_less_often() -> None:
-    passes = [0.0]
-    while passes[-1] < 30.0:
-        passes.append(next_pass_s(passes[-1], 1.0))
-    assert passes[:6] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    passes = [0]
+    while passes[-1] < 30 * SAMPLE_RATE:
+        passes.append(next_pass(passes[-1]))
+    assert passes[:6] == [n * SAMPLE_RATE for n in range(6)]
     assert len(passes) < 16

@@ -13,17 +13,21 @@ import pytest
 
 from speech.audio import SAMPLE_RATE
 from speech.errors import EngineFailed, Overloaded, TooFarAhead
-from speech.live import session as session_module
 from speech.live.endpointing import EndpointOptions
 from speech.live.events import RETAINED_EVENTS
+from speech.live.finals import WAITING_FINALS
 from speech.live.pcm import PcmFormat
-from speech.live.session import (
+from speech.live.pending_total import PendingTotal
+from speech.live.session import LiveSession
+from speech.live.session_options import (
+    FrameSynchronous,
     LivePorts,
-    LiveSession,
-    Pending,
+    Pieces,
     ResumeState,
     SessionLimits,
     SessionOptions,
+    TwoPass,
+    WholeUtterances,
 )
 from speech.live.stream_decoder import stream_decoder
 from speech.media.segmentation import WINDOW_SAMPLES
@@ -124,9 +128,9 @@ class Activity:
         return np.where(np.abs(windows).max(axis=1, initial=0) > 0.05, 0.95, 0.02)
 
 
-STREAMING = SessionOptions("fast", streaming=True)
-UTTERANCES = SessionOptions("full", streaming=False, partials=False)
-PIECES = replace(UTTERANCES, cut_in_pauses=True)
+STREAMING = SessionOptions(FrameSynchronous("fast"))
+UTTERANCES = SessionOptions(WholeUtterances("full", partials=False))
+PIECES = SessionOptions(Pieces("full"))
 
 
 @pytest.fixture
@@ -208,7 +212,9 @@ async def test_words_lie_where_they_were_spoken(ears):
 
 
 @pytest.mark.parametrize("frame", [641, 3200, 16_000, 256_000])
-@pytest.mark.parametrize("options", [STREAMING, UTTERANCES, PIECES], ids=lambda o: o.model)
+@pytest.mark.parametrize(
+    "options", [STREAMING, UTTERANCES, PIECES], ids=["streaming", "utterances", "pieces"]
+)
 async def test_the_size_of_frames_changes_no_final(ears, options, frame):
     def essence(events):
         return [(e.text, round(e.start, 3), round(e.end, 3)) for e in finals(events)]
@@ -227,7 +233,7 @@ async def test_partials_grow_and_stop_with_the_final(ears):
 
 
 async def test_two_passes_take_partials_from_one_model_and_finals_from_another(ears):
-    options = SessionOptions("full", streaming=False, partial_model="fast")
+    options = SessionOptions(TwoPass("full", "fast"))
     events = await told(session_of(ears, options), TWO, frame=3200)
     assert texts(events) == ["1 2 3", "4 5"]
     assert any(e.kind == "partial" for e in events)
@@ -235,7 +241,7 @@ async def test_two_passes_take_partials_from_one_model_and_finals_from_another(e
 
 
 async def test_an_utterance_model_gives_partials_by_hearing_again_at_bounded_cost(ears):
-    options = SessionOptions("full", streaming=False)
+    options = SessionOptions(WholeUtterances("full"))
     audio = pcm(phrase(*range(20)), silence(1))
     events = await told(session_of(ears, options), audio, frame=3200)
     assert texts(events) == [" ".join(str(n) for n in range(20))]
@@ -272,7 +278,7 @@ async def test_silence_in_pieces_is_told_without_asking_a_model(ears):
 
 
 async def test_an_hour_does_not_drift(ears):
-    session = session_of(ears, replace(STREAMING, partials=False))
+    session = session_of(ears, SessionOptions(FrameSynchronous("fast", partials=False)))
     minute = pcm(phrase(1, 2), silence(58.8))
     running = asyncio.create_task(session.run())
     events = asyncio.create_task(_collect(session))
@@ -349,7 +355,7 @@ async def test_events_that_were_not_read_in_time_are_missed_aloud(ears):
 async def test_a_failure_is_an_event_and_frees_everything(ears, options):
     ears.answer = EngineFailed("broken")
     if options is STREAMING:
-        options = replace(UTTERANCES, partial_model="fast")
+        options = SessionOptions(TwoPass("full", "fast"))
     limits = SessionLimits()
     events = await told(session_of(ears, options, limits), TWO, end=False)
     assert [(e.code, e.text) for e in events if e.kind == "error"] == [("engine_failed", "broken")]
@@ -407,7 +413,7 @@ async def test_frames_without_audio_and_commands_count_too(ears):
 
 
 async def test_what_waits_in_all_streams_together_is_bounded(ears):
-    limits = SessionLimits(pending=Pending(max_bytes=1000))
+    limits = SessionLimits(pending=PendingTotal(max_bytes=1000))
     one, other = session_of(ears, limits=limits), session_of(ears, limits=limits)
     one.offer(b"\0" * 600)
     with pytest.raises(TooFarAhead):
@@ -421,8 +427,7 @@ async def test_utterances_that_wait_for_a_slow_model_are_bounded(ears):
     for n in range(20):
         session.offer(pcm(phrase(n), silence(1)))
     await turns(2000)
-    waiting = session_module.WAITING_FINALS
-    assert session.processed_frames <= waiting + 5
+    assert session.processed_frames <= WAITING_FINALS + 5
     ears.hold.set()
     session.end()
     assert texts(await _collect(session)) == [str(n) for n in range(20)]

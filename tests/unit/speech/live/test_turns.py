@@ -14,7 +14,15 @@ from speech.errors import EngineFailed, TooFarAhead
 from speech.live import session as session_module
 from speech.live.endpointing import EndpointOptions
 from speech.live.pcm import PcmDecoder
-from speech.live.session import LiveSession, SessionLimits, SessionOptions
+from speech.live.session import LiveSession
+from speech.live.session_options import (
+    FrameSynchronous,
+    Pieces,
+    SessionLimits,
+    SessionOptions,
+    TurnEnd,
+    WholeUtterances,
+)
 from speech.live.turns import Delta, TurnAssembler, TurnTranscript
 from speech.transcript import Word
 from tests.unit.live_service import (
@@ -30,8 +38,9 @@ from tests.unit.live_service import (
     silence,
 )
 
-FAST = SessionOptions(STREAMING, streaming=True, turns="pause")
-FULL = SessionOptions(UTTERANCES, streaming=False, turns="pause")
+FAST = SessionOptions(FrameSynchronous(STREAMING, turns="pause"))
+FULL = SessionOptions(WholeUtterances(UTTERANCES, turns="pause"))
+WITHOUT_PARTIALS = SessionOptions(WholeUtterances(UTTERANCES, partials=False, turns="pause"))
 MODELS = pytest.mark.parametrize("options", [FAST, FULL], ids=["streaming", "utterances"])
 FRAME = SAMPLE_RATE // 10 * 2
 
@@ -40,7 +49,12 @@ Told = list[Delta | TurnTranscript]
 
 
 def by_client(options: SessionOptions) -> SessionOptions:
-    return replace(options, turns="commit")
+    return with_turns(options, "commit")
+
+
+def with_turns(options: SessionOptions, turns: TurnEnd) -> SessionOptions:
+    assert not isinstance(options.mode, Pieces)
+    return replace(options, mode=replace(options.mode, turns=turns))
 
 
 def commit(session: LiveSession) -> None:
@@ -153,10 +167,10 @@ async def test_words_are_told_while_one_speaks(ears: Ears, options: SessionOptio
 @pytest.mark.parametrize("turns", ["pause", "commit"])
 @MODELS
 async def test_what_was_told_stays_though_speech_is_cut_and_words_are_misheard(
-    ears: Ears, options: SessionOptions, turns: Any
+    ears: Ears, options: SessionOptions, turns: TurnEnd
 ) -> None:
     ears.stumbles = True
-    session = session_of(ears, replace(options, turns=turns))
+    session = session_of(ears, with_turns(options, turns))
     heard = await told(session, exact(say(*range(100, 200)), silence(1)), commit)
     assert " ".join(texts(heard)).split() == numbers(100, 199).split()
 
@@ -272,7 +286,7 @@ async def test_words_wait_until_all_before_them_are_final(ears: Ears) -> None:
 
 async def test_an_utterance_that_fails_is_told_and_the_stream_goes_on(ears: Ears) -> None:
     ears.failure = EngineFailed("broken")
-    session = session_of(ears, replace(FULL, partials=False))
+    session = session_of(ears, WITHOUT_PARTIALS)
 
     running = asyncio.create_task(session.run())
     session.offer(exact(say(1), silence(1)))
@@ -305,9 +319,9 @@ async def test_other_options_are_for_what_follows(ears: Ears) -> None:
 
 async def test_what_waits_is_heard_with_the_options_it_was_sent_for(ears: Ears) -> None:
     ears.transcribing.shut()
-    session = session_of(ears, replace(FULL, partials=False))
+    session = session_of(ears, WITHOUT_PARTIALS)
     session.offer(exact(say(1), silence(1)))
-    other = replace(FULL, model="other", partials=False)
+    other = replace(FULL, mode=replace(WITHOUT_PARTIALS.mode, model="other"))
     session.change(other, PcmDecoder("pcm_s16le", SAMPLE_RATE))
     session.offer(exact(say(2), silence(1)))
     session.end()
