@@ -50,7 +50,7 @@ class LiveStreams:
         self._limits = SessionLimits(
             settings.max_pending_mb * 1024**2,
             settings.max_stream_s,
-            PendingTotal(settings.max_pending_total_mb * 1024**2),
+            PendingTotal(settings.max_pending_total_mb * 1024**2, settings.max_sessions),
         )
 
     def recogniser(self, name: str | None, default: str | None) -> ModelEntry:

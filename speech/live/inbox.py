@@ -76,7 +76,7 @@ class Inbox:
             raise TooFarAhead(
                 f"more than {self._max_bytes} bytes of this stream wait to be recognised"
             )
-        if self._total.used + size > self._total.max_bytes:
+        if not self._total.admits(self._pending_bytes, size):
             raise TooFarAhead("too much audio of all streams waits to be recognised")
         self._count(size)
         frames = 1 if isinstance(item, bytes) else 0
@@ -103,13 +103,15 @@ class Inbox:
         return Received(b"".join(pieces), arrived, len(pieces))
 
     async def wait_for_room(self) -> None:
-        """Wait until less than half of what may wait does; for who can slow the client down."""
-        while (
-            2 * self._pending_bytes > self._max_bytes
-            or 2 * self._total.used > self._total.max_bytes
+        """Wait until less than half of the bound of this stream and of what all share is pending.
+
+        A stream within its share of the total does not wait for others. For callers that can slow
+        the client down.
+        """
+        while 2 * self._pending_bytes > self._max_bytes or not self._total.has_room(
+            self._pending_bytes
         ):
-            self._total.freed.clear()
-            await self._total.freed.wait()
+            await self._total.wait_for_change()
 
     def close(self) -> None:
         """Drop everything and take no more."""
@@ -123,10 +125,8 @@ class Inbox:
         return received
 
     def _count(self, size: int) -> None:
+        self._total.count(self._pending_bytes, size)
         self._pending_bytes += size
-        self._total.used += size
-        if size < 0:
-            self._total.freed.set()
 
 
 def _size(item: Item) -> int:

@@ -102,7 +102,9 @@ class SessionLimits:
 
     max_pending_bytes: int = 128 * 1024**2
     max_stream_s: float = 3 * 3600.0
-    pending: PendingTotal = field(default_factory=lambda: PendingTotal(512 * 1024**2))
+    pending: PendingTotal = field(
+        default_factory=lambda: PendingTotal(512 * 1024**2, max_streams=100)
+    )
 
 
 @dataclass(frozen=True, slots=True)

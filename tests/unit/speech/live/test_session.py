@@ -356,12 +356,12 @@ async def test_a_failure_is_an_event_and_frees_everything(ears, options):
     ears.answer = EngineFailed("broken")
     if options is STREAMING:
         options = SessionOptions(TwoPass("full", "fast"))
-    limits = SessionLimits()
+    limits = SessionLimits(pending=PendingTotal(10**8, max_streams=10**6))
     events = await told(session_of(ears, options, limits), TWO, end=False)
     assert [(e.code, e.text) for e in events if e.kind == "error"] == [("engine_failed", "broken")]
     assert events[-1].kind == "done"
     assert ears.open_streams == 0
-    assert limits.pending.used == 0
+    assert limits.pending.lent == 0
 
 
 async def test_an_unknown_failure_does_not_leak_its_text(ears):
@@ -374,7 +374,7 @@ async def test_an_unknown_failure_does_not_leak_its_text(ears):
 async def test_cancelling_a_session_frees_everything(ears):
     before = asyncio.all_tasks()
     ears.hold.clear()
-    limits = SessionLimits()
+    limits = SessionLimits(pending=PendingTotal(10**8, max_streams=10**6))
     session = session_of(ears, limits=limits)
     running = asyncio.create_task(session.run())
     session.offer(TWO)
@@ -384,7 +384,7 @@ async def test_cancelling_a_session_frees_everything(ears):
     with pytest.raises(asyncio.CancelledError):
         await running
     assert ears.open_streams == 0
-    assert limits.pending.used == 0
+    assert limits.pending.lent == 0
     assert asyncio.all_tasks() == before
 
 
@@ -413,7 +413,7 @@ async def test_frames_without_audio_and_commands_count_too(ears):
 
 
 async def test_what_waits_in_all_streams_together_is_bounded(ears):
-    limits = SessionLimits(pending=PendingTotal(max_bytes=1000))
+    limits = SessionLimits(pending=PendingTotal(max_bytes=1000, max_streams=2))
     one, other = session_of(ears, limits=limits), session_of(ears, limits=limits)
     one.offer(b"\0" * 600)
     with pytest.raises(TooFarAhead):
