@@ -1,9 +1,9 @@
-"""The environment variables of the old servers, in one table: what each of them sets here.
+"""The environment variables of the old servers, and the settings that each of them sets.
 
 Names such as HOST, PORT, DEVICE, LANGUAGE or FILENAME mean something else on many machines, so the
 environment of the process is never searched for them. They are read from the ``.env`` file that
-``SPEECHGRAPH_LEGACY_ENV`` names, and only if it names one. A value goes before the Serve config and
-behind a variable ``SPEECHGRAPH__…``. An empty value is none.
+``SPEECHGRAPH_LEGACY_ENV`` names, and only if it names one. A value takes precedence over the Serve
+config, a variable ``SPEECHGRAPH__…`` over both. An empty value counts as unset.
 """
 
 import ipaddress
@@ -22,7 +22,7 @@ log = logging.getLogger(f"speechgraph.{__name__}")
 ENV_FILE = "SPEECHGRAPH_LEGACY_ENV"
 FAMILIES = ("whisper", "vosk", "emotion", "diarization")
 OPTIONAL = {*FAMILIES, "live"}
-"""Deployments that a configuration may do without."""
+"""Deployments that a configuration may leave out."""
 
 T = TypeVar("T")
 Settings = dict[str, Any]
@@ -30,14 +30,14 @@ Settings = dict[str, Any]
 
 
 class Where(NamedTuple):
-    """What a text may refer to: files beside the ``.env`` file, models of the catalogue."""
+    """What a value may refer to: files relative to the ``.env`` file, models of the catalogue."""
 
     folder: Path
     catalogue: Catalogue
 
 
 Read = Callable[[str, Where], Settings]
-"""Turns a text into settings. Raises ValueError with what is wrong about it."""
+"""Turns a text into settings. Raises ValueError with the reason why it is invalid."""
 
 
 def _sets(read: Callable[[str], Any], *fields: str) -> Read:
@@ -120,7 +120,7 @@ _emotion_model = _model("emotion", "emotion.default_model")
 _cpus = _number(int, 1, 1024)
 
 TABLE: Mapping[str, Read] = {
-    # Several of them
+    # Of several servers
     "HOST": _sets(_host, "http_options.host"),
     "PORT": _port,
     "LOG_LEVEL": _log_level,
@@ -164,16 +164,16 @@ TABLE: Mapping[str, Read] = {
     "HTTP_PORT": _port,
     "MAX_FILE_SIZE_MB": _upload_bound,
 }
-"""Name to what it sets: fields of :class:`configs.settings.SpeechArgs`, and ``http_options`` and
-``logging_config`` of the Serve config."""
+"""By name, the fields that it sets: of :class:`configs.settings.SpeechArgs`, and of the Serve
+config's ``http_options`` and ``logging_config``."""
 
 _TCP = "the TCP service is not part of this one"
 _REALTIME = "the sockets of the realtime server are not part of this service"
-_OF_THE_SESSION = "a stream says it when it begins"
+_OF_THE_SESSION = "a stream sets it when it opens"
 _CLIENT = "a client reads it"
 _LOGS = "Ray writes and rotates the log files; logging_config of the Serve config sets them"
 _PUNCTUATION = "models that write punctuation are models of their own: gigaam-v3-e2e-rnnt, …-ctc"
-_GPUS = "Ray says which GPU a replica gets; resources.num_gpus asks for one"
+_GPUS = "Ray assigns the GPU of a replica; resources.num_gpus asks for one"
 
 IGNORED: Mapping[str, str] = {
     # A
@@ -188,7 +188,7 @@ IGNORED: Mapping[str, str] = {
     "FILEMODE": _LOGS,
     "LOG_BACKUP_COUNT": _LOGS,
     "IS_PROD": _LOGS,
-    "BASE_SAMPLE_RATE": "every model here hears 16 kHz; a stream says the rate of its audio",
+    "BASE_SAMPLE_RATE": "every model takes 16 kHz; a stream names the rate of its audio",
     "MAX_OVERLAP_DURATION": "/ws cuts at 15 s; max_utterance_s of a model is in the catalogue",
     "RECOGNITION_ATTEMPTS": "a call whose replica died is sent once more, and no other",
     "VAD_SENSE": _OF_THE_SESSION,
@@ -205,8 +205,8 @@ IGNORED: Mapping[str, str] = {
     "WHISPER_PORT": _TCP,
     "GIN_MODE": "there is no Gin",
     # D
-    "APP_NAME": "the service tells its own name",
-    "APP_VERSION": "the service tells its own version",
+    "APP_NAME": "the name of the service is fixed",
+    "APP_VERSION": "the version of the service is its own",
     "PYANNOTE_AUTH_TOKEN": "set HF_TOKEN where Ray is started",
     "PYANNOTE_PATH": "a model in a directory of its own is an entry of the catalogue",
     "WORKER_PHYSICAL_GPU_ID": _GPUS,
@@ -229,15 +229,15 @@ IGNORED: Mapping[str, str] = {
     "CONTROL_URL": _CLIENT,
     "DATA_URL": _CLIENT,
 }
-"""Name to the reason why it sets nothing."""
+"""By name, the reason why it sets nothing."""
 
 
 def read(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file says, nested as a Serve config is; empty if the environment names no file.
+    """The settings of the file, nested as in a Serve config; empty without a file.
 
-    ``args`` are those of the application: they name the catalogue, and the deployments that there
-    are. Settings of a deployment that is not there are left out. Raises ValueError for a file that
-    is not there, a value that cannot be, and two variables that contradict each other.
+    ``args`` are those of the application: they name the catalogue and the deployments. Settings of
+    other deployments are left out. Raises ValueError for a missing file, an invalid value, and two
+    variables that contradict each other.
     """
     named = os.environ.get(ENV_FILE)
     if not named:
@@ -248,16 +248,16 @@ def read(args: Mapping[str, Any]) -> dict[str, Any]:
     catalogue = Catalogue.load(resolve_path(args.get("catalogue") or CATALOGUE_PATH))
     where = Where(path.parent.absolute(), catalogue)
     given = {deployment for deployment in OPTIONAL if args.get(deployment)}
-    said: dict[str, tuple[str, Any]] = {}
+    settings: dict[str, tuple[str, Any]] = {}
     for name, text in dotenv_values(path, interpolate=False).items():
         if not text:
             continue
         for field, value in _settings(path, name, text, where, given).items():
-            other, before = said.setdefault(field, (name, value))
+            other, before = settings.setdefault(field, (name, value))
             if before != value:
                 raise ValueError(f"{path}: {other} and {name} both set {field}; keep one of them")
     nested: dict[str, Any] = {}
-    for field, (_, value) in said.items():
+    for field, (_, value) in settings.items():
         *sections, last = field.split(".")
         inner = nested
         for section in sections:
@@ -267,7 +267,7 @@ def read(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(path: Path, name: str, text: str, where: Where, given: Set[str]) -> Settings:
-    """What one variable sets on the deployments that there are."""
+    """The fields that one variable sets, of the deployments in ``given``."""
     if name not in TABLE:
         if name in IGNORED:
             log.info("%s: %s has no effect: %s", path, name, IGNORED[name])

@@ -1,7 +1,7 @@
 """`python -m graphs.launch CONFIG`: a Ray cluster in this process, the graph on it, the dashboard.
 
-For a laptop or a single box, and in a hurry: the graph is built here, not in a task of the cluster.
-`serve run CONFIG` and, on a cluster, `serve deploy CONFIG` do the same by Serve's own means.
+For a laptop or a single box. To start faster, the graph is built in this process, not in a task of
+the cluster. `serve run CONFIG` and, on a cluster, `serve deploy CONFIG` run the same graph.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def start(config: dict[str, Any], args: SpeechArgs, num_cpus: int) -> tuple[str,
 
 
 def _key_file(keys_file: str | None) -> str:
-    """Where the keys of the service are, made with the first one if need be; "" for no keys."""
+    """The line with the path of the API keys, a new file if there is none; "" without keys."""
     if keys_file is None:
         return ""
     path = resolve_path(keys_file)
@@ -102,7 +102,7 @@ def _key_file(keys_file: str | None) -> str:
 
 
 def _only_on_a_cluster(path: Path) -> list[str]:
-    """What `serve run` and `serve deploy` would do with a config and this command does not."""
+    """Parts of a config that `serve run` and `serve deploy` apply and this command does not."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     if len(config["applications"]) != 1:
         return ["this command runs one application; use `serve run`"]
@@ -195,8 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = SpeechArgs(**config["applications"][0]["args"])
         keys = _key_file(args.ingress.keys_file)
         service, dashboard = start(config, args, options.num_cpus)
-        # A service manager stops its children with SIGTERM: leave as on Ctrl-C, not as Ray does. A
-        # shell script starts those in its background deaf to SIGINT.
+        # A service manager stops its children with SIGTERM: exit as on Ctrl-C, not as Ray does. A
+        # shell script starts its background processes with SIGINT ignored.
         for stop in (signal.SIGTERM, signal.SIGINT):
             signal.signal(stop, signal.default_int_handler)
         sys.stdout.write(

@@ -27,8 +27,8 @@ MODEL_DEPLOYMENTS: dict[str, type] = {
     "diarization": Diarization,
 }
 HTTP_SLACK = 256
-"""Requests that an ingress replica takes beyond those it processes and the streams it hears: health
-checks, refusals."""
+"""Requests that an ingress replica accepts beyond those it processes and its live streams: health
+checks, rejections."""
 
 
 def build(args: SpeechArgs) -> Application:

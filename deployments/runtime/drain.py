@@ -1,4 +1,4 @@
-"""Whether the replica that asks is being stopped: Serve itself does not tell it."""
+"""The state of this replica: Serve does not notify one that is being stopped."""
 
 import asyncio
 import logging
@@ -13,6 +13,7 @@ from ray.serve.schema import ReplicaState
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
 POLL_S = 1.0
+"""Seconds between two looks at the state."""
 
 
 async def when_draining(then: Callable[[], Awaitable[None]]) -> None:

@@ -40,19 +40,19 @@ async def test_health_answers_with_the_version_and_the_model(client):
     assert (answer.status_code, answer.json()) == (200, HEALTH)
 
 
-async def test_health_says_when_no_replica_has_the_model(client, service):
+async def test_health_reports_that_no_replica_has_the_model(client, service):
     service.deployments["Whisper"] = False
     answer = await client.get("/health")
     assert (answer.status_code, answer.json()) == (200, {**HEALTH, "model_loaded": False})
 
 
 @pytest.mark.parametrize("trouble", ["error", "silence"])
-async def test_health_is_about_this_process_whatever_ails_those_behind_it(
+async def test_health_is_about_this_process_also_when_the_controller_fails(
     client, service, monkeypatch, trouble
 ):
     async def deployment_states() -> dict[str, DeploymentState]:
         if trouble == "error":
-            raise ConnectionError("the controller is gone")
+            raise ConnectionError("the controller does not answer")
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -94,7 +94,7 @@ async def test_the_models_are_those_whose_deployment_runs(client):
     assert ids == ["large-v3-turbo", "small", "emo", "other-emo", "pyannote"]  # no Vosk here
 
 
-async def test_a_model_says_its_owner_family_languages_and_whether_it_is_loaded(client, service):
+async def test_a_model_has_its_owner_family_languages_and_whether_it_is_loaded(client, service):
     service.loaded = [{"model_name": "small"}]
     models = {m["id"]: m for m in (await client.get("/v1/models")).json()["data"]}
     turbo, small = models["large-v3-turbo"], models["small"]
@@ -231,7 +231,7 @@ async def test_a_request_without_an_id_is_given_one(client):
 
 
 @pytest.mark.parametrize("bad", ["", "a" * 129, "two words", 'quo"te', "\xff"])
-async def test_an_id_that_could_spoil_a_log_line_is_replaced(client, bad):
+async def test_an_id_with_unsafe_characters_is_replaced(client, bad):
     answer = await client.get("/health", headers={b"X-Request-ID": bad.encode("latin-1")})
     assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-ID"])
 
