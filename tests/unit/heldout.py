@@ -13,7 +13,7 @@ from speech.media.decoding import decode
 
 @dataclass(frozen=True)
 class Clip:
-    """A sentence with what was said, and when each word was."""
+    """A sentence with its text and the times of its words."""
 
     samples: Samples
     language: str
@@ -39,7 +39,7 @@ def clips(demo_audio: Path, count: int = 4) -> list[Clip]:
 
 
 def load(path: Path) -> Samples:
-    """The mono mix of a file, read-only as it travels."""
+    """The mono mix of a file, read-only as after a Serve call."""
     samples = decode(path.read_bytes(), keep_channels=False, max_seconds=600, max_channels=8).mono
     samples.setflags(write=False)
     return samples
@@ -58,9 +58,9 @@ def plain(text: str) -> str:
     return " ".join(kept.split())
 
 
-def wer(said: str, heard: str) -> float:
+def wer(expected: str, recognised: str) -> float:
     """Word error rate."""
-    return float(jiwer.wer(plain(said), plain(heard)))
+    return float(jiwer.wer(plain(expected), plain(recognised)))
 
 
 def _of(read: list[dict[str, str]], language: str) -> list[dict]:

@@ -42,7 +42,7 @@ def test_a_gpu_that_was_expected_and_is_not_there_is_one_warning_and_the_cpu(
     assert warnings[0].startswith("Device fallback from cuda to cpu")
 
 
-def test_the_log_says_what_was_asked_and_what_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_the_requested_and_the_used_device(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     resolve("auto", [], yes)
     assert "asked for auto, using cpu" in caplog.text

@@ -222,7 +222,7 @@ class TestLightBackend:
         assert light.diarize(conversation, DiarizeOptions()) == before
 
     @pytest.mark.parametrize("samples", [0, 1, 10, 399, 1600, 16_000, 170_000])
-    def test_audio_of_any_length_is_safe(
+    def test_audio_of_any_length_gives_valid_turns(
         self, light: DiarizationEngine, conversation: Samples, samples: int
     ) -> None:
         clip = conversation[2 * SAMPLE_RATE :][:samples]
@@ -270,7 +270,7 @@ class TestLightBackend:
             SherpaDiarizationEngine(tmp_path, device="cpu", threads=1)
 
 
-def test_a_node_without_pyannote_is_told_the_extra_to_install(
+def test_the_error_without_pyannote_names_the_extra_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyannote.audio", None)
@@ -278,7 +278,7 @@ def test_a_node_without_pyannote_is_told_the_extra_to_install(
         PyannoteEngine(tmp_path, device="cpu", threads=1)
 
 
-def test_a_node_without_sherpa_is_told_the_extra_to_install(
+def test_the_error_without_sherpa_names_the_extra_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -341,7 +341,7 @@ class TestPyannote:
         assert {t.speaker for t in diarization.turns} == {"SPEAKER_00"}
 
     @pytest.mark.parametrize("samples", [0, 1, 399, 1600, 8000])
-    def test_audio_shorter_than_a_window_is_safe(
+    def test_audio_shorter_than_a_window_gives_valid_turns(
         self, pyannote: DiarizationEngine, samples: int
     ) -> None:
         noise = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)

@@ -44,7 +44,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> EmotionEngine:
 
 
 def clip(seconds: float, seed: int = 0) -> Samples:
-    """Read-only noise with a slow change of colour, so that every stretch sounds different."""
+    """Read-only noise with a slowly changing spectrum, so that every part is different."""
     count = round(seconds * SAMPLE_RATE)
     noise = np.random.default_rng(seed).normal(0, 0.1, count)
     samples = (noise * np.linspace(0.1, 1, count) ** 2 + noise.cumsum() * 1e-3).astype(np.float32)
@@ -103,7 +103,7 @@ def test_a_long_clip_is_the_average_of_its_windows_by_what_each_adds(
         assert whole[label] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_short_clip_is_heard_in_the_middle_of_silence(engine: EmotionEngine) -> None:
+def test_a_short_clip_is_padded_with_silence_on_both_sides(engine: EmotionEngine) -> None:
     short = clip(0.1)
     shortest = round(SHORTEST_S * SAMPLE_RATE)
     padded = np.zeros(shortest, np.float32)
@@ -114,7 +114,7 @@ def test_a_short_clip_is_heard_in_the_middle_of_silence(engine: EmotionEngine) -
     assert scores != pytest.approx(engine.classify([np.zeros_like(padded)])[0], abs=1e-3)
 
 
-def test_an_empty_clip_says_nothing(engine: EmotionEngine) -> None:
+def test_an_empty_clip_gives_equal_probabilities(engine: EmotionEngine) -> None:
     scores = engine.classify([clip(1), clip(0)])[1]
     assert scores == dict.fromkeys(LABELS, 0.25)
 
@@ -145,7 +145,7 @@ def test_a_model_with_another_number_of_labels_fails_clearly(tmp_path: Path) -> 
         EmotionEngine(tmp_path, device="cpu", threads=1).classify([clip(1)])
 
 
-def test_a_model_that_answers_with_nan_fails_instead_of_passing_it_on(tmp_path: Path) -> None:
+def test_probabilities_that_are_nan_are_an_error(tmp_path: Path) -> None:
     engine = EmotionEngine(save_model(tmp_path, scale=float("nan")), device="cpu", threads=1)
     with pytest.raises(EngineFailed, match="not finite"):
         engine.classify([clip(1)])

@@ -58,7 +58,7 @@ def loaded(cache: ModelCache[Model]) -> list[str]:
 
 @contextmanager
 def held(cache: ModelCache[Model], key: str) -> Iterator[Callable[[], None]]:
-    """Another thread that uses a model until it is told to let go."""
+    """Another thread that uses a model until it is released."""
     taken, let_go = threading.Event(), threading.Event()
 
     def work() -> None:

@@ -193,7 +193,7 @@ def test_the_hubs_own_offline_switch_is_honoured(
     assert hub.asked == []
 
 
-def test_a_gated_model_says_what_the_hub_wants(hub: type[Hub], tmp_path: Path) -> None:
+def test_the_error_of_a_gated_model_names_its_licence_page(hub: type[Hub], tmp_path: Path) -> None:
     hub.gated = True
     with pytest.raises(ModelUnavailable, match=r"accepting its licence.*owner/asr.*HF_TOKEN"):
         locate(entry(repo=REPO, gated=True), tmp_path, offline=False)
@@ -214,7 +214,7 @@ def catalogue_file(directory: Path, model: ModelEntry) -> Path:
     return path
 
 
-def test_the_command_fetches_and_says_where_each_model_went(
+def test_the_command_fetches_and_prints_the_directory_of_each_model(
     hub: type[Hub], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     catalogue = catalogue_file(tmp_path, entry(repo=REPO))

@@ -59,7 +59,7 @@ async def test_an_utterance_of_any_length_gives_a_vector_of_length_one(
     assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-5)
 
 
-async def test_of_a_long_utterance_the_middle_is_heard(
+async def test_the_middle_of_a_long_utterance_is_embedded(
     engine: SpeakerEngine, turns: list[tuple[str, Samples]]
 ) -> None:
     middle = np.resize(turns[0][1], 10 * SAMPLE_RATE)

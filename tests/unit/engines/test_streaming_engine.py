@@ -97,7 +97,7 @@ def pieces(samples: Samples, size: int) -> list[Samples]:
     return [samples[first : first + size] for first in range(0, len(samples), size)]
 
 
-async def heard(stream: LocalStream, audio: Sequence[Samples]) -> Words:
+async def decode_utterance(stream: LocalStream, audio: Sequence[Samples]) -> Words:
     """The words of one utterance; what holds for partial results is checked on the way."""
     fed = 0
     for piece in audio:
@@ -129,20 +129,20 @@ async def test_the_size_of_a_chunk_changes_nothing(
     stream = await recognizer.open(MODEL)
     for clip, words in zip(spoken[:3], expected[:3], strict=True):
         audio = pieces(clip.samples, milliseconds * SAMPLE_RATE // 1000)
-        assert await heard(stream, audio) == words
+        assert await decode_utterance(stream, audio) == words
 
 
 @pytest.mark.parametrize("silence_s", [0.1, 0.35, 0.6, 2.0])
-async def test_silence_that_was_heard_is_not_made_up_once_more(
+async def test_trailing_silence_counts_towards_the_silence_that_flushes_the_model(
     recognizer: LocalRecognizer,
     spoken: list[Clip],
     expected: list[Words],
     silence_s: float,
 ) -> None:
     stream = await recognizer.open(MODEL)
-    quiet = np.zeros(round(silence_s * SAMPLE_RATE), np.float32)
+    silence = np.zeros(round(silence_s * SAMPLE_RATE), np.float32)
     for clip, words in zip(spoken[:3], expected[:3], strict=True):
-        await stream.feed(np.concatenate((clip.samples, quiet)))
+        await stream.feed(np.concatenate((clip.samples, silence)))
         found = await stream.finish(silence_s)
         assert [word.text for word in found] == [word.text for word in words]
 
@@ -166,14 +166,14 @@ async def test_streams_at_the_same_time_do_not_disturb_each_other(
         stream = await recognizer.open(MODEL)
         order = [(number + i) % len(spoken) for i in range(2)]
         size = 700 + 413 * number
-        return [await heard(stream, pieces(spoken[i].samples, size)) for i in order]
+        return [await decode_utterance(stream, pieces(spoken[i].samples, size)) for i in order]
 
     found = await asyncio.gather(*map(listen, range(neighbours)))
     for number, utterances in enumerate(found):
         assert utterances == [expected[(number + i) % len(spoken)] for i in range(2)]
 
 
-async def test_words_appear_while_the_utterance_goes_on(
+async def test_words_appear_during_the_utterance(
     recognizer: LocalRecognizer, spoken: list[Clip]
 ) -> None:
     stream = await recognizer.open(MODEL)
@@ -183,7 +183,7 @@ async def test_words_appear_while_the_utterance_goes_on(
     assert counts[-1] <= len(await stream.finish())
 
 
-async def test_every_utterance_of_a_stream_is_heard_as_if_it_were_the_first(
+async def test_every_utterance_of_a_stream_is_decoded_like_the_first(
     recognizer: LocalRecognizer, spoken: list[Clip], expected: list[Words]
 ) -> None:
     stream = await recognizer.open(MODEL)
@@ -191,9 +191,9 @@ async def test_every_utterance_of_a_stream_is_heard_as_if_it_were_the_first(
     assert await stream.feed(NOTHING) == ()
     for _ in range(2):
         for clip, words in zip(spoken[:3], expected[:3], strict=True):
-            assert await heard(stream, [clip.samples]) == words
+            assert await decode_utterance(stream, [clip.samples]) == words
             assert await stream.finish() == ()
-    assert await heard(stream, [np.zeros(100, np.float32)]) == ()
+    assert await decode_utterance(stream, [np.zeros(100, np.float32)]) == ()
 
 
 async def test_streams_that_wait_at_the_same_time_are_decoded_together(
@@ -253,7 +253,7 @@ async def test_closed_streams_make_room_for_others(
         with pytest.raises(Cancelled):
             await call
     third = await recognizer.open(MODEL)
-    assert await heard(third, [spoken[0].samples]) == expected[0]
+    assert await decode_utterance(third, [spoken[0].samples]) == expected[0]
     for stream in (second, third):
         await stream.close()
     assert recognizer.streams == 0
@@ -277,7 +277,7 @@ def open_utterances() -> int:
     return sum(state.library is not None for state in states)
 
 
-async def test_it_is_told_how_long_streams_wait(folder: Path, spoken: list[Clip]) -> None:
+async def test_the_lag_is_the_longest_wait_of_a_stream(folder: Path, spoken: list[Clip]) -> None:
     engine = Watched(folder)
     recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=1)
     stream = await recognizer.open(MODEL)
@@ -300,17 +300,17 @@ async def test_a_cancelled_feed_closes_its_stream_and_leaves_the_others(
     streams = [await recognizer.open(MODEL) for _ in range(3)]
     calls = [asyncio.create_task(streams[0].feed(spoken[0].samples))]
     assert await asyncio.to_thread(engine.started.wait, WAIT_S)
-    calls += [asyncio.create_task(heard(s, [spoken[1].samples])) for s in streams[1:]]
+    calls += [asyncio.create_task(decode_utterance(s, [spoken[1].samples])) for s in streams[1:]]
     await asyncio.sleep(0)
-    given_up = 0 if running else 1
-    calls[given_up].cancel()
-    await asyncio.wait([calls[given_up]], timeout=WAIT_S)
-    assert calls[given_up].cancelled()
+    cancelled = 0 if running else 1
+    calls[cancelled].cancel()
+    await asyncio.wait([calls[cancelled]], timeout=WAIT_S)
+    assert calls[cancelled].cancelled()
     assert recognizer.streams == 2
     engine.gate.set()
     assert await calls[2] == expected[1]
     with pytest.raises(Cancelled):
-        await streams[given_up].feed(spoken[0].samples)
+        await streams[cancelled].feed(spoken[0].samples)
     if not running:
         await calls[0]
         assert await streams[0].finish() == expected[0]
@@ -332,7 +332,7 @@ def test_a_step_that_fails_does_not_fail_the_others(
     assert engine.step([Step(bad, spoken[2].samples, finish=True)]) == [expected[2]]
 
 
-def test_when_decoding_fails_the_utterances_in_it_are_lost_and_the_next_ones_are_heard(
+def test_a_failed_batch_loses_its_utterances_and_not_the_next_ones(
     engine: StreamingEngine,
     spoken: list[Clip],
     expected: list[Words],
@@ -390,7 +390,7 @@ async def test_a_model_is_loaded_once_and_when_it_is_first_needed(
     streams = await asyncio.gather(*opening[1:])
     assert sorted(loaded) == ["a", "b"]
     assert recognizer.streams == 3
-    assert await heard(streams[0], [spoken[0].samples]) == expected[0]
+    assert await decode_utterance(streams[0], [spoken[0].samples]) == expected[0]
 
 
 async def test_a_load_that_fails_is_tried_again(engine: StreamingEngine) -> None:
@@ -455,7 +455,7 @@ async def test_hotwords_are_ignored_where_the_model_takes_none(
 ) -> None:
     stream = await recognizer.open(MODEL, "Анна, Борис")
     assert not stream.takes_hotwords
-    assert await heard(stream, [spoken[0].samples]) == expected[0]
+    assert await decode_utterance(stream, [spoken[0].samples]) == expected[0]
 
 
 async def test_too_many_hotwords_are_refused(recognizer: LocalRecognizer) -> None:

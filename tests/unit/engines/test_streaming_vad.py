@@ -1,4 +1,4 @@
-"""Voice activity of live streams: whatever the pieces that audio comes in, the same is heard."""
+"""Voice activity of live streams: the same however the audio is split."""
 
 import asyncio
 from pathlib import Path
@@ -28,7 +28,7 @@ def audio(demo_audio: Path) -> Samples:
 
 @pytest.fixture(scope="module")
 def expected(audio: Samples) -> NDArray[np.float32]:
-    """What SileroVad hears in the whole windows of the audio."""
+    """The probabilities of SileroVad for the whole windows of the audio."""
     return SileroVad().probabilities(audio)[: len(audio) // WINDOW_SAMPLES]
 
 
@@ -37,7 +37,7 @@ def silero() -> StreamingSilero:
     return StreamingSilero()
 
 
-async def heard(stream: VoiceActivity, pieces: list[Samples]) -> NDArray[np.float32]:
+async def probabilities_of(stream: VoiceActivity, pieces: list[Samples]) -> NDArray[np.float32]:
     """All probabilities; each piece must give those of the windows that it completes."""
     found, samples = [np.zeros(0, np.float32)], 0
     for piece in pieces:
@@ -50,20 +50,20 @@ async def heard(stream: VoiceActivity, pieces: list[Samples]) -> NDArray[np.floa
 
 @given(cuts=CUTS)
 @settings(max_examples=30, deadline=None)
-def test_silero_hears_the_same_in_whatever_pieces(
+def test_silero_probabilities_do_not_depend_on_how_audio_is_split(
     silero: StreamingSilero, audio: Samples, expected: NDArray[np.float32], cuts: list[int]
 ) -> None:
-    found = asyncio.run(heard(silero.open(), np.split(audio, sorted(cuts))))
+    found = asyncio.run(probabilities_of(silero.open(), np.split(audio, sorted(cuts))))
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @given(cuts=CUTS, aggressiveness=st.integers(0, 3))
 @settings(max_examples=30, deadline=None)
-def test_webrtc_hears_the_same_in_whatever_pieces(
+def test_webrtc_probabilities_do_not_depend_on_how_audio_is_split(
     audio: Samples, cuts: list[int], aggressiveness: int
 ) -> None:
-    at_once = asyncio.run(heard(WebRtcVad(aggressiveness), [audio]))
-    found = asyncio.run(heard(WebRtcVad(aggressiveness), np.split(audio, sorted(cuts))))
+    at_once = asyncio.run(probabilities_of(WebRtcVad(aggressiveness), [audio]))
+    found = asyncio.run(probabilities_of(WebRtcVad(aggressiveness), np.split(audio, sorted(cuts))))
     np.testing.assert_array_equal(found, at_once)
 
 
@@ -74,7 +74,7 @@ async def test_streams_at_the_same_time_do_not_disturb_each_other(
     sizes = (160, 512, 1600, 7000)
     found = await asyncio.gather(
         *(
-            heard(silero.open(), np.split(source, range(size, len(source), size)))
+            probabilities_of(silero.open(), np.split(source, range(size, len(source), size)))
             for size in sizes
             for source in (audio, silence)
         )
@@ -87,32 +87,34 @@ async def test_streams_at_the_same_time_do_not_disturb_each_other(
 async def test_a_failure_ends_its_own_stream_alone(
     silero: StreamingSilero, audio: Samples, expected: NDArray[np.float32]
 ) -> None:
-    spoilt = silero.open()
+    broken = silero.open()
     bad = np.full(WINDOW_SAMPLES, "noise")
     outcome, found = await asyncio.gather(
-        spoilt.feed(bad), heard(silero.open(), [audio]), return_exceptions=True
+        broken.feed(bad), probabilities_of(silero.open(), [audio]), return_exceptions=True
     )
     assert isinstance(outcome, EngineFailed)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     with pytest.raises(Cancelled):
-        await spoilt.feed(audio)
+        await broken.feed(audio)
 
 
 async def test_a_cancelled_feed_ends_its_own_stream_alone(
     silero: StreamingSilero, audio: Samples, expected: NDArray[np.float32]
 ) -> None:
-    given_up = silero.open()
-    feeding = asyncio.create_task(given_up.feed(audio))
-    other = asyncio.create_task(heard(silero.open(), [audio]))
+    cancelled = silero.open()
+    feeding = asyncio.create_task(cancelled.feed(audio))
+    other = asyncio.create_task(probabilities_of(silero.open(), [audio]))
     await asyncio.sleep(0)
     feeding.cancel()
     np.testing.assert_allclose(await other, expected, atol=1e-4)
     with pytest.raises(Cancelled):
-        await given_up.feed(audio)
+        await cancelled.feed(audio)
 
 
 @pytest.mark.parametrize("aggressiveness", [0, 1, 2, 3])
-async def test_webrtc_tells_speech_from_silence(audio: Samples, aggressiveness: int) -> None:
+async def test_webrtc_detects_speech_and_no_speech_in_silence(
+    audio: Samples, aggressiveness: int
+) -> None:
     spoken = await WebRtcVad(aggressiveness).feed(audio)
     silent = await WebRtcVad(aggressiveness).feed(np.zeros_like(audio))
     assert set(np.unique(spoken)) <= {0.0, 1.0}
@@ -120,7 +122,7 @@ async def test_webrtc_tells_speech_from_silence(audio: Samples, aggressiveness: 
     assert np.mean(silent[3:]) == 0  # the detector starts in doubt
 
 
-async def test_the_more_aggressive_webrtc_is_the_less_it_takes_for_speech(audio: Samples) -> None:
+async def test_a_more_aggressive_webrtc_detects_less_speech(audio: Samples) -> None:
     shares = [float(np.mean(await WebRtcVad(mode).feed(audio))) for mode in range(4)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > shares[3]
@@ -142,5 +144,5 @@ async def test_a_frame_of_speech_marks_the_window_it_ends_in(
             return next(asked) in spoken
 
     monkeypatch.setattr(webrtcvad, "Vad", Detector)
-    found = await heard(WebRtcVad(2), np.split(audio, range(700, len(audio), 700)))
+    found = await probabilities_of(WebRtcVad(2), np.split(audio, range(700, len(audio), 700)))
     assert list(np.flatnonzero(found)) == list(spoken.values())

@@ -54,7 +54,7 @@ def test_there_is_one_probability_for_each_begun_window(vad: SileroVad) -> None:
         assert len(vad.probabilities(np.zeros(samples, np.float32))) == windows
 
 
-def test_what_is_heard_later_does_not_change_what_was_heard(
+def test_later_audio_does_not_change_earlier_probabilities(
     vad: SileroVad, spoken: list[Clip]
 ) -> None:
     audio = conversation(spoken, seconds=20)
@@ -64,7 +64,9 @@ def test_what_is_heard_later_does_not_change_what_was_heard(
         np.testing.assert_allclose(part, whole[:windows], atol=1e-4)
 
 
-def test_the_network_hears_what_the_published_one_hears(vad: SileroVad, spoken: list[Clip]) -> None:
+def test_the_probabilities_are_those_of_the_published_network(
+    vad: SileroVad, spoken: list[Clip]
+) -> None:
     rng = np.random.default_rng(2)
     audio = conversation(spoken, seconds=40)
     audio += 0.01 * rng.standard_normal(len(audio)).astype(np.float32)
@@ -76,7 +78,7 @@ def test_the_network_hears_what_the_published_one_hears(vad: SileroVad, spoken: 
     np.testing.assert_allclose(vad.probabilities(audio), published, atol=1e-4)
 
 
-def test_a_missing_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_network_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silero_network, "find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="faster-whisper"):
         silero_network.SileroNetwork()

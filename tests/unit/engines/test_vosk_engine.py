@@ -68,7 +68,7 @@ def toy_engine(folder: Path, *, streaming: bool = False, **options: Any) -> Vosk
     return VoskEngine(toy_entry(format_, **options), folder, device="cpu")
 
 
-def heard(recognition: Recognition) -> str:
+def text_of(recognition: Recognition) -> str:
     return plain("".join(s.text for s in recognition.segments))
 
 
@@ -77,7 +77,7 @@ def edges_of(words: Sequence[Word]) -> list[float]:
 
 
 def assert_sound(recognition: Recognition, samples: Samples) -> None:
-    """What holds for every recognition with words, whatever was said."""
+    """What holds for every recognition with words, whatever its words."""
     assert recognition.segments
     edges = edges_of([word for segment in recognition.segments for word in segment.words])
     assert edges == sorted(edges)
@@ -91,11 +91,13 @@ def assert_sound(recognition: Recognition, samples: Samples) -> None:
 def test_most_words_of_unseen_sentences_are_recognised(
     engine: VoskEngine, spoken: list[Clip]
 ) -> None:
-    found = [heard(engine.transcribe(clip.samples, PLAIN)) for clip in spoken]
+    found = [text_of(engine.transcribe(clip.samples, PLAIN)) for clip in spoken]
     assert jiwer.wer([plain(clip.text) for clip in spoken], found) < 0.5
 
 
-def test_words_are_where_they_were_said(engine: VoskEngine, spoken: list[Clip]) -> None:
+def test_words_have_the_times_at_which_they_were_spoken(
+    engine: VoskEngine, spoken: list[Clip]
+) -> None:
     late_s = []
     for clip in spoken:
         truth = {plain(word): start for word, start, _ in clip.words}
@@ -115,12 +117,10 @@ def test_audio_of_any_length_is_recognised_utterance_by_utterance(
     assert recognition.segments[-1].end > len(minute) / SAMPLE_RATE - 5
     once = " ".join(plain(clip.text) for clip in spoken)
     times = round(len(minute) / len(conversation(spoken, seconds=1)))
-    assert jiwer.wer(" ".join([once] * times), heard(recognition)) < 0.5
+    assert jiwer.wer(" ".join([once] * times), text_of(recognition)) < 0.5
 
 
-def test_ctc_models_give_no_probability_rather_than_one_made_up(
-    engine: VoskEngine, spoken: list[Clip]
-) -> None:
+def test_words_of_ctc_models_have_no_probability(engine: VoskEngine, spoken: list[Clip]) -> None:
     words = engine.transcribe(spoken[0].samples, PLAIN).segments[0].words
     assert {word.probability for word in words} == {None}
 
@@ -140,8 +140,8 @@ def test_without_word_timestamps_segments_have_text_and_times_but_no_words(
 
 
 def test_the_size_of_a_batch_does_not_change_the_words(engine: VoskEngine, minute: Samples) -> None:
-    alone = heard(engine.transcribe(minute, replace(PLAIN, batch_size=1)))
-    assert jiwer.wer(alone, heard(engine.transcribe(minute, replace(PLAIN, batch_size=64)))) < 0.1
+    alone = text_of(engine.transcribe(minute, replace(PLAIN, batch_size=1)))
+    assert jiwer.wer(alone, text_of(engine.transcribe(minute, replace(PLAIN, batch_size=64)))) < 0.1
 
 
 def test_requests_at_the_same_time_do_not_disturb_each_other(
@@ -154,16 +154,14 @@ def test_requests_at_the_same_time_do_not_disturb_each_other(
 
 
 @pytest.mark.parametrize("polls", [0, 1, 3])
-def test_work_that_nobody_waits_for_is_given_up(
-    engine: VoskEngine, minute: Samples, polls: int
-) -> None:
+def test_cancelled_work_stops(engine: VoskEngine, minute: Samples, polls: int) -> None:
     asked = itertools.count()
     with pytest.raises(Cancelled):
         engine.transcribe(minute, replace(PLAIN, batch_size=1), lambda: next(asked) >= polls)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"task": "translate"}, "does not translate"),
         ({"language": "de"}, "language 'de' is not supported .* which supports ru, en"),
@@ -173,9 +171,9 @@ def test_work_that_nobody_waits_for_is_given_up(
     ],
 )
 def test_a_request_that_the_model_cannot_fulfil_is_refused(
-    engine: VoskEngine, wrong: dict[str, Any], said: str
+    engine: VoskEngine, wrong: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match=said):
+    with pytest.raises(InvalidRequest, match=message):
         engine.transcribe(np.zeros(100, np.float32), replace(PLAIN, **wrong))
 
 
@@ -197,16 +195,16 @@ def test_ignored_options_are_those_away_from_their_default() -> None:
     assert ignored_options(replace(PLAIN, hotwords="a"), takes_hotwords=True) == ()
 
 
-def test_a_language_is_told_only_of_a_model_that_knows_one(
+def test_the_language_is_set_only_for_a_model_with_one_language(
     tmp_path: Path, spoken: list[Clip]
 ) -> None:
     toy_transducer.write(tmp_path)
-    for languages, told in ((("ru",), "ru"), (("ru", "en"), None), ((), None)):
+    for languages, expected in ((("ru",), "ru"), (("ru", "en"), None), ((), None)):
         engine = VoskEngine(toy_entry("transducer", languages), tmp_path, device="cpu")
         recognition = engine.transcribe(spoken[0].samples, replace(PLAIN, language="ru"))
-        assert recognition.language == told
+        assert recognition.language == expected
         assert recognition.language_probability is None
-        assert bool(recognition.warnings) == (told is None)
+        assert bool(recognition.warnings) == (expected is None)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -277,7 +275,7 @@ def test_the_variant_that_is_there_serves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["tokens.txt", "joiner.onnx", "encoder.onnx"])
-def test_a_model_with_a_file_missing_is_unavailable_and_says_which(
+def test_the_error_of_an_incomplete_model_names_the_missing_file(
     tmp_path: Path, missing: str
 ) -> None:
     toy_transducer.write(tmp_path)

@@ -56,7 +56,7 @@ def minute(spoken: list[Clip]) -> Samples:
 
 
 def assert_sound(recognition: Recognition, samples: Samples) -> None:
-    """What holds for every recognition with words, whatever was said."""
+    """What holds for every recognition with words, whatever its words."""
     duration = len(samples) / SAMPLE_RATE
     assert recognition.segments
     edges = [t for s in recognition.segments for w in s.words for t in (w.start, w.end)]
@@ -146,7 +146,7 @@ def test_silence_of_any_length_gives_no_segments(
     assert recognition.language is None
 
 
-def test_no_text_is_made_up_in_digital_silence_around_speech(
+def test_digital_silence_around_speech_gives_no_text(
     engine: WhisperEngine, spoken: list[Clip]
 ) -> None:
     quiet = np.zeros(40 * SAMPLE_RATE, np.float32)
@@ -171,7 +171,7 @@ def test_clips_are_recognised_alone_and_only_their_speech_with_vad(
     assert not engine.transcribe(silent, replace(BATCHED, clip_timestamps="0,3")).segments
 
 
-def test_suppressed_tokens_are_not_said(engine: WhisperEngine, spoken: list[Clip]) -> None:
+def test_suppressed_tokens_are_not_in_the_text(engine: WhisperEngine, spoken: list[Clip]) -> None:
     tokens = engine.transcribe(spoken[0].samples, FAST).segments[0].tokens or ()
     token = tokens[1]
     other = engine.transcribe(spoken[0].samples, replace(FAST, suppress_tokens=(token,)))
@@ -219,7 +219,7 @@ def test_the_translate_task_is_passed_to_the_model(
 
 @pytest.mark.parametrize("options", [FAST, replace(BATCHED, chunk_length=3, batch_size=2)])
 @pytest.mark.parametrize("polls", [0, 1, 2])
-def test_work_that_nobody_waits_for_is_given_up(
+def test_cancelled_work_stops(
     engine: WhisperEngine, minute: Samples, options: TranscribeOptions, polls: int
 ) -> None:
     with pytest.raises(Cancelled):
@@ -233,7 +233,7 @@ def after(polls: int) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"language": "xx"}, "language 'xx'"),
         ({"beam_size": 0}, "beam_size"),
@@ -268,14 +268,14 @@ def after(polls: int) -> Callable[[], bool]:
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
 def test_options_that_make_no_sense_are_refused_by_name(
-    engine: WhisperEngine, wrong: dict[str, Any], said: str
+    engine: WhisperEngine, wrong: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match=said):
+    with pytest.raises(InvalidRequest, match=message):
         engine.transcribe(np.zeros(100, np.float32), TranscribeOptions(**wrong))
 
 
 @pytest.mark.parametrize(
-    ("idle", "said"),
+    ("idle", "message"),
     [
         ({"vad_parameters": {"threshold": 0.4}}, "vad_parameters has no effect"),
         (
@@ -287,12 +287,12 @@ def test_options_that_make_no_sense_are_refused_by_name(
     ],
 )
 def test_an_option_that_another_makes_idle_is_named_in_a_warning(
-    engine: WhisperEngine, idle: dict[str, Any], said: str
+    engine: WhisperEngine, idle: dict[str, Any], message: str
 ) -> None:
     silence = np.zeros(100, np.float32)
     assert engine.transcribe(silence, TranscribeOptions()).warnings == ()
     (warning,) = engine.transcribe(silence, TranscribeOptions(**idle)).warnings
-    assert said in warning
+    assert message in warning
 
 
 def test_options_that_only_the_sequential_way_honours_lead_there() -> None:
@@ -390,16 +390,16 @@ def test_batches_are_as_large_as_asked_for(
     assert sum(sizes) > 4
 
 
-def library_segment(said: str, no_speech: float, logprob: float, *times: float) -> Any:
+def library_segment(text: str, no_speech: float, logprob: float, *times: float) -> Any:
     """A segment as the library gives it, with a word for each pair of times."""
     pairs = zip(times[::2], times[1::2], strict=True)
-    words = [LibraryWord(start, end, f" {said}", 0.9) for start, end in pairs]
+    words = [LibraryWord(start, end, f" {text}", 0.9) for start, end in pairs]
     return LibrarySegment(
         id=1,
         seek=0,
         start=times[0],
         end=times[-1],
-        text=f" {said}" * len(words),
+        text=f" {text}" * len(words),
         tokens=[1],
         avg_logprob=logprob,
         compression_ratio=1.0,
@@ -409,7 +409,7 @@ def library_segment(said: str, no_speech: float, logprob: float, *times: float) 
     )
 
 
-def test_times_and_silence_of_the_batched_way_are_put_right(
+def test_times_and_silence_of_the_batched_mode_are_corrected(
     engine: WhisperEngine, spoken: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = [
@@ -439,7 +439,7 @@ def test_features_in_blocks_are_those_of_the_library() -> None:
         )
 
 
-def test_a_directory_without_a_model_is_unavailable_and_says_what_lacks(tmp_path: Path) -> None:
+def test_the_error_of_a_directory_without_a_model_names_the_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match=r"no model\.bin and no tokenizer\.json"):
         WhisperEngine(tmp_path, device="cpu", compute_type="auto", threads=1)
 

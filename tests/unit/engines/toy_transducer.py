@@ -1,8 +1,8 @@
-"""Transducers made by hand: they say да while they hear sound, and нет as readily when biased.
+"""Transducers made by hand: they emit да for sound, and нет instead when biased.
 
 The encoder sees loudness alone: of four frames of features it makes one frame of scores, in which
 silence is blank, and sound is ``▁да`` or, a little less, ``▁нет``. The decoder forbids that a token
-follows itself. So whatever the sound, the words take turns, their times are those of the sound, and
+follows itself. So for any sound the words alternate, their times are those of the sound, and
 their probabilities are known.
 """
 

@@ -58,7 +58,7 @@ def test_time_stamps_stay_within_what_whisper_can_write(time_s, inside_s):
 
 @pytest.fixture(scope="module")
 def example() -> Example:
-    """Ten seconds whose samples count up, so that each tells where it came from."""
+    """Ten seconds whose samples count up, so that each identifies its position."""
     spoken = tuple(
         Sentence("one two", "en", (("one", at, at + 0.5), ("two", at + 0.6, at + 1.0)))
         for at in (1.0, 4.0, 7.0)
@@ -96,7 +96,7 @@ def test_a_word_that_began_before_the_cut_has_a_time_below_zero(example):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_grammar_says_the_same_sentences_every_time(language):
+def test_the_grammar_is_deterministic(language):
     assert sentences(language, "train", 50, seed=5) == sentences(language, "train", 50, seed=5)
 
 

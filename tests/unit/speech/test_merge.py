@@ -1,4 +1,4 @@
-"""Who said which word, which stretches are classified, and how a segment sounded."""
+"""Speakers of words, spans to classify, and emotions of segments."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def diarization(*turns: tuple[float, float, str], channel: int | None = None) ->
     return Diarization(turns=made, exclusive=made)
 
 
-def said(segments: tuple[Segment, ...]) -> list[tuple[str | None, str]]:
+def words_by_speaker(segments: tuple[Segment, ...]) -> list[tuple[str | None, str]]:
     return [(s.speaker, s.text.strip()) for s in segments]
 
 
@@ -56,14 +56,14 @@ def test_a_segment_is_split_where_the_speaker_changes() -> None:
     got = attribute(
         [segment("how are you fine thanks")], diarization((0, 1.5, "A"), (1.5, 2.5, "B"))
     )
-    assert said(got) == [("A", "how are you"), ("B", "fine thanks")]
+    assert words_by_speaker(got) == [("A", "how are you"), ("B", "fine thanks")]
     assert [(s.start, s.end) for s in got] == [(0.0, 1.5), (1.5, 2.5)]
     assert {s.avg_logprob for s in got} == {-0.5}
 
 
 def test_a_word_belongs_to_the_speaker_who_overlaps_it_most() -> None:
     got = attribute([segment("one two")], diarization((0, 0.7, "A"), (0.7, 1.0, "B")))
-    assert said(got) == [("A", "one"), ("B", "two")]
+    assert words_by_speaker(got) == [("A", "one"), ("B", "two")]
 
 
 def test_exclusive_turns_go_before_overlapping_ones() -> None:
@@ -71,12 +71,16 @@ def test_exclusive_turns_go_before_overlapping_ones() -> None:
         turns=(Turn(0, 2, "A"), Turn(0.5, 1.5, "B")),
         exclusive=(Turn(0, 0.5, "A"), Turn(0.5, 1.5, "B"), Turn(1.5, 2, "A")),
     )
-    assert said(attribute([segment("a b c d")], voices)) == [("A", "a"), ("B", "b c"), ("A", "d")]
+    assert words_by_speaker(attribute([segment("a b c d")], voices)) == [
+        ("A", "a"),
+        ("B", "b c"),
+        ("A", "d"),
+    ]
 
 
 def test_without_an_exclusive_turn_an_overlapping_one_decides() -> None:
     voices = Diarization(turns=(Turn(0, 0.5, "B"), Turn(5, 6, "A")), exclusive=(Turn(5, 6, "A"),))
-    assert said(attribute([segment("hm")], voices)) == [("B", "hm")]
+    assert words_by_speaker(attribute([segment("hm")], voices)) == [("B", "hm")]
 
 
 @pytest.mark.parametrize(("gap_s", "speaker"), [(0.9, "A"), (1.1, None)])
@@ -99,7 +103,9 @@ def test_a_word_without_length_takes_the_turn_it_lies_in() -> None:
 def test_a_short_flip_on_weak_evidence_stays_with_the_run() -> None:
     spoken = (Word(" I", 0.0, 0.5), Word(" a", 0.5, 0.7), Word(" m", 0.7, 1.2))
     flip = diarization((0, 0.55, "A"), (0.55, 0.68, "B"), (0.68, 2, "A"))
-    assert said(attribute([Segment(0, 1.2, " I a m", spoken)], flip)) == [("A", "I a m")]
+    assert words_by_speaker(attribute([Segment(0, 1.2, " I a m", spoken)], flip)) == [
+        ("A", "I a m")
+    ]
 
 
 @pytest.mark.parametrize("end", [0.7, 0.8])
@@ -107,23 +113,25 @@ def test_a_flip_that_is_long_or_well_supported_is_believed(end: float) -> None:
     spoken = (Word(" I", 0.0, 0.5), Word(" yes", 0.5, end), Word(" m", end, 1.2))
     flip = diarization((0, 0.5, "A"), (0.5, 0.7, "B"), (0.7, 2, "A"))
     got = attribute([Segment(0, 1.2, " I yes m", spoken)], flip)
-    assert said(got) == [("A", "I"), ("B", "yes"), ("A", "m")]
+    assert words_by_speaker(got) == [("A", "I"), ("B", "yes"), ("A", "m")]
 
 
 def test_a_segment_without_words_is_attributed_as_a_whole() -> None:
     got = attribute([Segment(0, 2, " hello")], diarization((0, 0.5, "A"), (0.5, 2, "B")))
-    assert said(got) == [("B", "hello")]
+    assert words_by_speaker(got) == [("B", "hello")]
 
 
 def test_the_words_of_a_channel_belong_to_the_speaker_of_that_channel() -> None:
     turns = (Turn(0, 1, "L0", 0), Turn(3, 4, "R0", 1))
     segments = [segment("left side", 0.0, channel=0), segment("right side", 8.0, channel=1)]
     got = attribute(segments, Diarization(turns, turns))
-    assert said(got) == [("L0", "left side"), ("R0", "right side")]
+    assert words_by_speaker(got) == [("L0", "left side"), ("R0", "right side")]
 
 
 def test_without_turns_nobody_is_named() -> None:
-    assert said(attribute([segment("who is it")], Diarization((), ()))) == [(None, "who is it")]
+    assert words_by_speaker(attribute([segment("who is it")], Diarization((), ()))) == [
+        (None, "who is it")
+    ]
 
 
 SPEAKERS = st.sampled_from("ABC")
@@ -340,9 +348,9 @@ def test_neither_another_speaker_nor_another_channel_colours_a_segment() -> None
 
 @given(recognised(), st.lists(st.tuples(TIMES, st.floats(0, 5), st.floats(0, 1))))
 def test_the_mean_of_distributions_is_a_distribution(
-    segments: list[Segment], heard: list[tuple[float, float, float]]
+    segments: list[Segment], scored: list[tuple[float, float, float]]
 ) -> None:
-    spans = [EmotionSpan(at, at + length, {"x": p, "y": 1 - p}) for at, length, p in heard]
+    spans = [EmotionSpan(at, at + length, {"x": p, "y": 1 - p}) for at, length, p in scored]
     for got, before in zip(with_emotions(segments, spans, "word"), segments, strict=True):
         overlaps = any(min(s.end, got.end) - max(s.start, got.start) > 0 for s in spans)
         assert (got.emotion is not None) == overlaps

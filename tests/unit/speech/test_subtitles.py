@@ -43,16 +43,16 @@ def texts(subtitles: str) -> list[str]:
 
 
 def test_srt_as_players_expect_it() -> None:
-    said = [segment("Hello there.", 0.0), segment("How are you?", 61.5, speaker="B")]
-    assert srt(said) == (
+    segments = [segment("Hello there.", 0.0), segment("How are you?", 61.5, speaker="B")]
+    assert srt(segments) == (
         "1\n00:00:00,000 --> 00:00:00,800\nHello there.\n\n"
         "2\n00:01:01,500 --> 00:01:02,700\nHow are you?\n"
     )
 
 
 def test_vtt_as_browsers_expect_it() -> None:
-    said = [segment("Hello there.", 3600.0), segment("Fine.", 3661.5)]
-    assert vtt(said) == (
+    segments = [segment("Hello there.", 3600.0), segment("Fine.", 3661.5)]
+    assert vtt(segments) == (
         "WEBVTT\n\n"
         "01:00:00.000 --> 01:00:00.800\nHello there.\n\n"
         "01:01:01.500 --> 01:01:01.900\nFine.\n"
@@ -76,8 +76,8 @@ def test_silence_is_an_empty_file() -> None:
     ],
 )
 def test_rounding_carries_into_minutes_and_hours(seconds: float, clock: str) -> None:
-    said = Segment(seconds, seconds + 1, " a", (Word(" a", seconds, seconds + 1),))
-    assert srt([said]).splitlines()[1].startswith(clock)
+    segments = Segment(seconds, seconds + 1, " a", (Word(" a", seconds, seconds + 1),))
+    assert srt([segments]).splitlines()[1].startswith(clock)
 
 
 def test_a_cue_ends_with_its_sentence() -> None:
@@ -134,28 +134,28 @@ def test_people_who_talk_at_once_take_turns_on_the_screen() -> None:
 
 
 def test_speakers_are_named_when_asked_for() -> None:
-    said = [segment("Hello.", speaker="SPEAKER_00"), segment("Hm.", 5.0)]
-    assert texts(srt(said, speakers=True)) == ["SPEAKER_00: Hello.", "Hm."]
-    assert texts(vtt(said, speakers=True)) == ["<v SPEAKER_00>Hello.", "Hm."]
-    assert texts(srt(said)) == texts(vtt(said)) == ["Hello.", "Hm."]
+    segments = [segment("Hello.", speaker="SPEAKER_00"), segment("Hm.", 5.0)]
+    assert texts(srt(segments, speakers=True)) == ["SPEAKER_00: Hello.", "Hm."]
+    assert texts(vtt(segments, speakers=True)) == ["<v SPEAKER_00>Hello.", "Hm."]
+    assert texts(srt(segments)) == texts(vtt(segments)) == ["Hello.", "Hm."]
 
 
 def test_the_name_counts_in_the_line_of_srt() -> None:
-    said = segment("word " * 20, pace=0.1, speaker="SPEAKER_00")
-    for text in texts(srt([said], speakers=True)):
+    segments = segment("word " * 20, pace=0.1, speaker="SPEAKER_00")
+    for text in texts(srt([segments], speakers=True)):
         assert text.startswith("SPEAKER_00: word")
         assert all(len(line) <= LINE_CHARACTERS for line in text.split("\n"))
 
 
 def test_markup_in_speech_is_shown_not_obeyed() -> None:
-    said = segment("a <b> & --> c", speaker="A>B")
-    assert texts(vtt([said], speakers=True)) == ["<v A&gt;B>a &lt;b&gt; &amp; --&gt; c"]
-    assert texts(srt([said])) == ["a <b> & -> c"]
+    segments = segment("a <b> & --> c", speaker="A>B")
+    assert texts(vtt([segments], speakers=True)) == ["<v A&gt;B>a &lt;b&gt; &amp; --&gt; c"]
+    assert texts(srt([segments])) == ["a <b> & -> c"]
 
 
 def test_line_breaks_in_a_word_do_not_break_the_file() -> None:
-    said = Segment(0, 1, "x", (Word(" one\n\n2\n00:00 ", 0.0, 1.0),))
-    assert texts(srt([said])) == ["one 2 00:00"]
+    segments = Segment(0, 1, "x", (Word(" one\n\n2\n00:00 ", 0.0, 1.0),))
+    assert texts(srt([segments])) == ["one 2 00:00"]
 
 
 @st.composite
@@ -177,24 +177,26 @@ SPEAKERS = st.sampled_from([None, "S1", "S2"])
 
 
 @given(transcripts(), st.sampled_from([srt, vtt]))
-def test_every_word_is_shown_once_and_in_order(said: list[Segment], render: type) -> None:
-    shown = " ".join(texts(render(said)))
-    spoken = " ".join(word.text for s in said for word in s.words)
+def test_every_word_is_shown_once_and_in_order(segments: list[Segment], render: type) -> None:
+    shown = " ".join(texts(render(segments)))
+    spoken = " ".join(word.text for s in segments for word in s.words)
     shown = html.unescape(shown) if render is vtt else shown
     assert shown.split() == spoken.replace("-->", "->").split()
 
 
 @given(transcripts(), st.booleans())
-def test_cues_follow_each_other_and_are_short_enough(said: list[Segment], speakers: bool) -> None:
+def test_cues_follow_each_other_and_are_short_enough(
+    segments: list[Segment], speakers: bool
+) -> None:
     end_before = 0
-    for start, end, _ in cues(srt(said, speakers=speakers)):
+    for start, end, _ in cues(srt(segments, speakers=speakers)):
         assert end_before <= start < end <= start + CUE_MS
         end_before = end
 
 
 @given(transcripts())
-def test_lines_are_bounded_but_for_a_single_long_word(said: list[Segment]) -> None:
-    for text in texts(srt(said)):
+def test_lines_are_bounded_but_for_a_single_long_word(segments: list[Segment]) -> None:
+    for text in texts(srt(segments)):
         lines = text.split("\n")
         assert len(lines) <= CUE_LINES
         assert all(len(line) <= LINE_CHARACTERS or " " not in line for line in lines)

@@ -48,7 +48,7 @@ def test_audio_longer_than_allowed_is_refused_with_the_limit() -> None:
     ("container", "codec", "bit_rate"),
     [("flac", "flac", None), ("ogg", "libopus", None), ("ogg", "libopus", 6000)],
 )
-def test_a_bomb_of_silence_is_given_up_at_the_limit(
+def test_decoding_of_a_silence_bomb_stops_at_the_limit(
     container: str, codec: str, bit_rate: int | None
 ) -> None:
     silence = np.zeros((1, 48000 * 120), np.float32)

@@ -45,26 +45,26 @@ def in_windows(found: list[Region]) -> list[tuple[int, int]]:
 
 
 def test_speech_begins_at_the_threshold_and_lasts_until_the_lower_one() -> None:
-    heard = windows((10, 0.1), (5, 0.49), (5, 0.5), (10, 0.36), (10, 0.34), (5, 0.49))
-    assert in_windows(regions(heard, BARE)) == [(15, 30)]
+    probabilities = windows((10, 0.1), (5, 0.49), (5, 0.5), (10, 0.36), (10, 0.34), (5, 0.49))
+    assert in_windows(regions(probabilities, BARE)) == [(15, 30)]
 
 
 def test_a_silence_shorter_than_the_minimum_does_not_part_speech() -> None:
-    heard = windows((5, 0.9), (9, 0.0), (5, 0.9), (11, 0.0), (5, 0.9))
+    probabilities = windows((5, 0.9), (9, 0.0), (5, 0.9), (11, 0.0), (5, 0.9))
     options = SpeechOptions(min_speech_s=0, min_silence_s=10 * WINDOW_S, pad_s=0)
-    assert in_windows(regions(heard, options)) == [(0, 19), (30, 35)]
+    assert in_windows(regions(probabilities, options)) == [(0, 19), (30, 35)]
 
 
 def test_speech_shorter_than_the_minimum_is_dropped() -> None:
-    heard = windows((5, 0.0), (2, 0.9), (20, 0.0), (4, 0.9), (20, 0.0))
+    probabilities = windows((5, 0.0), (2, 0.9), (20, 0.0), (4, 0.9), (20, 0.0))
     options = SpeechOptions(min_speech_s=3 * WINDOW_S, min_silence_s=WINDOW_S, pad_s=0)
-    assert in_windows(regions(heard, options)) == [(27, 31)]
+    assert in_windows(regions(probabilities, options)) == [(27, 31)]
 
 
 def test_padding_stays_inside_the_audio_and_meets_in_the_middle_of_a_gap() -> None:
-    heard = windows((2, 0.0), (5, 0.9), (4, 0.0), (5, 0.9), (2, 0.0))
+    probabilities = windows((2, 0.0), (5, 0.9), (4, 0.0), (5, 0.9), (2, 0.0))
     options = SpeechOptions(min_speech_s=0, min_silence_s=WINDOW_S, pad_s=3 * WINDOW_S)
-    assert in_windows(regions(heard, options)) == [(0, 9), (9, 18)]
+    assert in_windows(regions(probabilities, options)) == [(0, 9), (9, 18)]
 
 
 def test_a_region_ends_with_the_audio_when_the_last_window_is_a_part_of_one() -> None:
@@ -80,26 +80,26 @@ def test_no_audio_has_no_speech() -> None:
 def test_regions_are_disjoint_and_rising_and_inside_the_audio(
     probabilities: list[float], options: SpeechOptions
 ) -> None:
-    heard = np.array(probabilities, np.float32)
-    bounds = [edge for region in regions(heard, options) for edge in region]
+    probabilities = np.array(probabilities, np.float32)
+    bounds = [edge for region in regions(probabilities, options) for edge in region]
     assert bounds == sorted(bounds)
-    assert all(0 <= edge <= len(heard) * WINDOW_S for edge in bounds)
+    assert all(0 <= edge <= len(probabilities) * WINDOW_S for edge in bounds)
 
 
 @given(probability_lists, st.floats(0, 0.5))
 def test_every_window_above_the_threshold_is_inside_a_region(
     probabilities: list[float], pad_s: float
 ) -> None:
-    heard = np.array(probabilities, np.float32)
-    found = regions(heard, SpeechOptions(min_speech_s=0, pad_s=pad_s))
-    for window in np.flatnonzero(heard >= 0.5):
+    probabilities = np.array(probabilities, np.float32)
+    found = regions(probabilities, SpeechOptions(min_speech_s=0, pad_s=pad_s))
+    for window in np.flatnonzero(probabilities >= 0.5):
         middle = (window + 0.5) * WINDOW_S
         assert any(start < middle < end for start, end in found)
 
 
 def test_a_long_utterance_is_cut_in_its_later_half_where_speech_is_least_probable() -> None:
-    heard = windows((20, 0.9), (1, 0.1), (50, 0.9), (1, 0.4), (40, 0.9))
-    first, second = utterances([(0.0, 112 * WINDOW_S)], heard, max_s=100 * WINDOW_S)
+    probabilities = windows((20, 0.9), (1, 0.1), (50, 0.9), (1, 0.4), (40, 0.9))
+    first, second = utterances([(0.0, 112 * WINDOW_S)], probabilities, max_s=100 * WINDOW_S)
     assert first == (0.0, pytest.approx(71.5 * WINDOW_S))
     assert second == (first[1], 112 * WINDOW_S)
 
@@ -114,9 +114,9 @@ def test_regions_share_an_utterance_while_they_fit_and_their_gap_is_short() -> N
 def test_utterances_hold_all_speech_once_and_none_is_longer_than_allowed(
     probabilities: list[float], options: SpeechOptions, max_s: float, join_gap_s: float
 ) -> None:
-    heard = np.array(probabilities, np.float32)
-    speech = regions(heard, options)
-    cut = utterances(speech, heard, max_s, join_gap_s)
+    probabilities = np.array(probabilities, np.float32)
+    speech = regions(probabilities, options)
+    cut = utterances(speech, probabilities, max_s, join_gap_s)
 
     bounds = [edge for utterance in cut for edge in utterance]
     assert bounds == sorted(bounds)

@@ -26,7 +26,7 @@ def beeps() -> Samples:
     return samples
 
 
-def heard(samples: Samples) -> list[tuple[float, float]]:
+def beep_spans(samples: Samples) -> list[tuple[float, float]]:
     """When the tones sound, by windows of 5 ms."""
     windows = np.abs(samples[: len(samples) // 80 * 80]).reshape(-1, 80).max(axis=1) > 0.1
     edges = np.flatnonzero(np.diff(windows.astype(int), prepend=0, append=0)) * 0.005
@@ -40,11 +40,11 @@ def heard(samples: Samples) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("speedup", SPEEDUPS)
-def test_every_sound_is_where_the_clock_of_the_file_says(beeps: Samples, speedup: float) -> None:
+def test_every_sound_moves_in_proportion_to_the_speed(beeps: Samples, speedup: float) -> None:
     changed = change_tempo(beeps, speedup)
     assert changed.dtype == np.float32
     assert len(changed) == round(len(beeps) / speedup)
-    spans = heard(changed)
+    spans = beep_spans(changed)
     assert len(spans) == len(PLACES_S)
     for (start, end), place in zip(spans, PLACES_S, strict=True):
         assert start * speedup == pytest.approx(place, abs=0.15)
