@@ -21,7 +21,7 @@ from engines.vosk.streaming import Step, StreamingEngine, StreamState
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable, Overloaded
 from speech.transcript import Word
-from tests.unit.engines import toy_transducer
+from tests.unit.engines.vosk import toy_transducer
 from tests.unit.heldout import Clip, clips
 
 MODEL = "demo-vosk-streaming"

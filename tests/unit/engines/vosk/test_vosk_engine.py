@@ -22,7 +22,7 @@ from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition, Word
-from tests.unit.engines import toy_transducer
+from tests.unit.engines.vosk import toy_transducer
 from tests.unit.heldout import Clip, clips, conversation, plain
 
 PLAIN = TranscribeOptions()
