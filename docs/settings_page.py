@@ -10,6 +10,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from configs import settings
+from configs.deployment_settings import Deployment
 from configs.settings import SpeechArgs
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -34,7 +35,7 @@ def page() -> str:
     title = "`whisper`, `vosk`, `emotion`, `diarization`"
     parts.append(_section(title, "whisper", settings.ModelSettings))
     for name in SHARED:
-        (model,) = nested_settings(settings.Deployment.model_fields[name])
+        (model,) = nested_settings(Deployment.model_fields[name])
         parts.append(_section(f"`{name}` of each deployment", f"whisper.{name}", model))
     title = "`deployments[].user_config` of `Whisper`, `Vosk`, `Emotion` and `Diarization`"
     about = _plain(settings.ReloadableSettings.__doc__ or "")

@@ -1,4 +1,4 @@
-"""Where a replica finds its models and its device: the part that all loaders share."""
+"""The model files and the device of a replica, for all loaders."""
 
 import os
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The catalogue together with the places where its files may lie."""
+    """The catalogue together with the places where its files may be."""
 
     catalogue: Catalogue
     models_dir: Path

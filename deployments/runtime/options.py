@@ -5,7 +5,8 @@ from typing import Any
 
 from ray.serve.config import RequestRouterConfig
 
-from configs.settings import METRICS_INTERVAL_S, Deployment
+from configs.deployment_settings import Deployment
+from configs.settings import METRICS_INTERVAL_S
 
 READY_TO_RUN = 2
 """Requests that wait inside a replica, so that its engine need not wait for the next one."""

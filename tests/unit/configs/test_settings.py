@@ -4,17 +4,13 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from configs import settings
+from configs import deployment_settings, settings
 
 
 def fields() -> Iterator[tuple[str, str | None]]:
     """Name and description of every field of every settings class."""
-    for kind in vars(settings).values():
-        if (
-            isinstance(kind, type)
-            and issubclass(kind, BaseModel)
-            and kind.__module__ == settings.__name__
-        ):
+    for kind in (*vars(deployment_settings).values(), *vars(settings).values()):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
             for name, field in kind.model_fields.items():
                 yield f"{kind.__name__}.{name}", field.description
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from ray.serve.config import AutoscalingConfig
 
-from configs.settings import LiveSettings, Scaling
+from configs.deployment_settings import Scaling
+from configs.settings import LiveSettings
 from deployments.runtime.scaling import FollowJobs, FollowRequests, FollowStreams
 
 
