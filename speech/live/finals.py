@@ -14,7 +14,7 @@ from speech.live.speakers import OnlineSpeakers
 from speech.ports import DecodedAudio, EmotionOptions
 from speech.transcript import Scores, Span, Word
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"speechgraph.{__name__}")
 
 WAITING_FINALS = 4
 """Utterances that wait to be finished; no more of the stream is processed beyond that."""

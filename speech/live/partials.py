@@ -15,7 +15,7 @@ from speech.live.session_options import FrameSynchronous, Mode, TwoPass, WholeUt
 from speech.ports import RecognizerStream
 from speech.transcript import Word
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"speechgraph.{__name__}")
 
 EmitPartial = Callable[[int, int, tuple[Word, ...]], None]
 """Takes the beginning and the end of what was recognised, and its words."""

@@ -45,7 +45,7 @@ from speech.log_context import session_id as log_session_id
 from speech.ports import RecognizerStream, VoiceActivity
 from speech.transcript import Word
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"speechgraph.{__name__}")
 
 MAX_TURN_S = 600.0
 """The longest turn; speech without a pause ends its turn then."""
