@@ -3,8 +3,13 @@
 import logging
 
 import pytest
+from hypothesis import settings
 
 from tests.unit.live_service import Ears, serving
+
+# The duration of an example is no property of the code: a busy machine must not fail a test.
+settings.register_profile("without deadline", deadline=None)
+settings.load_profile("without deadline")
 
 
 @pytest.fixture
