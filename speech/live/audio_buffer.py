@@ -19,7 +19,7 @@ class AudioBuffer:
         return self._end
 
     def append(self, samples: Samples) -> None:
-        """What was heard next."""
+        """Add the samples that follow."""
         self._pieces.append(samples)
         self._end += len(samples)
 
@@ -37,6 +37,6 @@ class AudioBuffer:
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def drop(self, before: int) -> None:
-        """Forget whole pieces that end before a position."""
+        """Drop whole pieces that end before a position."""
         while self._pieces and self._base + len(self._pieces[0]) <= before:
             self._base += len(self._pieces.popleft())

@@ -1,8 +1,8 @@
 """Where the utterances of a live stream begin and end, on the sample clock.
 
-Both ways take the speech probabilities of a voice activity detector, one for each window of
-:data:`speech.media.segmentation.WINDOW_SAMPLES`, and know nothing of wall clocks: a file poured in
-is cut as if it were spoken live. Positions are samples since the stream began.
+Both segmenters take the speech probabilities of a voice activity detector, one for each window of
+:data:`speech.media.segmentation.WINDOW_SAMPLES`, and no wall clock: a file
+sent at once is cut as if it were spoken live. Positions are samples since the stream began.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ PAUSE_WINDOWS = 2
 
 @dataclass(frozen=True, slots=True)
 class SpeechStart:
-    """Someone begins to speak at ``at``; the utterance begins at ``begin``, its pre-roll."""
+    """Speech begins at ``at``, its utterance with the pre-roll at ``begin``."""
 
     at: int
     begin: int
@@ -46,7 +46,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class SpeechEnd:
-    """Nobody speaks since ``at``; the utterance ends at ``end``, its tail."""
+    """Speech ended at ``at``, its utterance ends with the tail at ``end``."""
 
     at: int
     end: int
@@ -60,7 +60,7 @@ class Segmenter(Protocol):
 
     @property
     def begin(self) -> int | None:
-        """Where the utterance that is going on begins, None between utterances."""
+        """Where the utterance under way begins, None between utterances."""
         ...
 
     @property
@@ -69,11 +69,11 @@ class Segmenter(Protocol):
         ...
 
     def feed(self, probabilities: Iterable[float]) -> list[Mark]:
-        """The marks that the next windows bring."""
+        """The marks of the next windows."""
         ...
 
     def finish(self, end: int) -> list[Mark]:
-        """End the utterance that is going on at ``end``; the stream may go on after it."""
+        """End the utterance under way at ``end``; the stream may continue after it."""
         ...
 
 
@@ -119,21 +119,22 @@ class EndpointOptions:
 class Endpointer:
     """Utterances are what is spoken between two pauses; silence belongs to none."""
 
-    def __init__(self, options: EndpointOptions, heard: int = 0) -> None:
-        """``heard`` samples of the stream are over; no utterance reaches back into them."""
+    def __init__(self, options: EndpointOptions, begin: int = 0) -> None:
+        """No utterance reaches back before ``begin``, where the audio to come starts."""
         self._options = options
         # One less: an utterance may begin between two windows.
-        self._longest = int(options.max_utterance_s * SAMPLE_RATE) // WINDOW_SAMPLES - 1
+        self._longest = round(options.max_utterance_s * SAMPLE_RATE) // WINDOW_SAMPLES - 1
+        self._shortest = round(options.min_utterance_s * SAMPLE_RATE)
         self._onset = max(_windows(options.min_speech_s), 1)
         self._silence = max(_windows(options.silence_s), 1)
         # Whole windows: a stream that is resumed at the end of an utterance is cut as before.
         self._tail = _windows(options.tail_s) * WINDOW_SAMPLES
-        self._window = heard // WINDOW_SAMPLES
-        self._floor = heard
+        self._window = begin // WINDOW_SAMPLES
+        self._floor = begin
         self._begin: int | None = None
         self._pending: list[float] = []  # since the utterance began, at most ``_longest``
         self._run = 0
-        self._quiet_since = 0
+        self._silent_since = 0
 
     @property
     def begin(self) -> int | None:
@@ -152,7 +153,8 @@ class Endpointer:
         """See :class:`Segmenter`."""
         marks: list[Mark] = []
         for probability in probabilities:
-            marks += self._wait(probability) if self._begin is None else self._hear(probability)
+            step = self._wait_for_speech if self._begin is None else self._extend
+            marks += step(probability)
         return marks
 
     def finish(self, end: int) -> list[Mark]:
@@ -161,10 +163,10 @@ class Endpointer:
         self._floor = max(self._floor, end)
         if begin is None or end <= begin:
             return []
-        spoken_until = min(max(self._quiet_since * WINDOW_SAMPLES, begin), end)
+        spoken_until = min(max(self._silent_since * WINDOW_SAMPLES, begin), end)
         return [SpeechEnd(spoken_until, end), Utterance(begin, end, end, end - spoken_until)]
 
-    def _wait(self, probability: float) -> list[Mark]:
+    def _wait_for_speech(self, probability: float) -> list[Mark]:
         self._run = self._run + 1 if probability >= self._options.threshold else 0
         self._window += 1
         if self._run < self._onset:
@@ -172,23 +174,23 @@ class Endpointer:
         first = self._window - self._run
         at = max(first * WINDOW_SAMPLES, self._floor)
         begin = max(at - round(self._options.pre_roll_s * SAMPLE_RATE), self._floor, 0)
-        self._begin, self._quiet_since = begin, self._window
+        self._begin, self._silent_since = begin, self._window
         lead = self._window - _ceil(begin)
         self._pending = [0.0] * (lead - self._run) + [1.0] * self._run
         return [SpeechStart(at, begin)]
 
-    def _hear(self, probability: float) -> list[Mark]:
+    def _extend(self, probability: float) -> list[Mark]:
         assert self._begin is not None
         self._window += 1
         self._pending.append(probability)
         if probability >= self._options.end_threshold:
-            self._quiet_since = self._window
+            self._silent_since = self._window
         now = self._window * WINDOW_SAMPLES
         lasted = now - self._begin
-        quiet = self._window - self._quiet_since
-        if quiet >= self._silence and lasted >= self._options.min_utterance_s * SAMPLE_RATE:
+        silence = self._window - self._silent_since
+        if silence >= self._silence and lasted >= self._shortest:
             # One that a cut began in this very pause is all silence.
-            spoken_until = max(self._quiet_since * WINDOW_SAMPLES, self._begin)
+            spoken_until = max(self._silent_since * WINDOW_SAMPLES, self._begin)
             end = min(max(spoken_until + self._tail, self._begin + WINDOW_SAMPLES), now)
             mark = Utterance(self._begin, end, now, now - spoken_until)
             self._begin, self._floor, self._run = None, end, 0
@@ -214,7 +216,7 @@ class PauseCutter:
     """
 
     def __init__(self, max_utterance_s: float, threshold: float = 0.5) -> None:
-        self._longest = int(max_utterance_s * SAMPLE_RATE) // WINDOW_SAMPLES - 1
+        self._longest = round(max_utterance_s * SAMPLE_RATE) // WINDOW_SAMPLES - 1
         self._threshold = threshold
         self._window = 0
         self._begin = 0
@@ -247,7 +249,7 @@ class PauseCutter:
         return marks
 
     def finish(self, end: int) -> list[Mark]:
-        """See :class:`Segmenter`; what is not yet a whole window may hold a word."""
+        """See :class:`Segmenter`; an incomplete window at the end counts as speech."""
         begin, self._begin = self._begin, max(end, self._begin)
         partial = end > self._window * WINDOW_SAMPLES
         spoken = partial or max(self._pending, default=0.0) >= self._threshold

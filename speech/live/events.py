@@ -1,4 +1,4 @@
-"""What happens in a live stream, and the log from which a socket tells it."""
+"""The events of a live stream, and the log that sockets follow."""
 
 import asyncio
 from collections import deque
@@ -24,19 +24,19 @@ Kind = Literal[
 ]
 
 RETAINED_EVENTS = 1000
-"""Events kept for a socket that reads late or comes back."""
+"""Events kept for a socket that reads late or resumes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened in the stream; times in seconds of the stream.
+    """One event of the stream; times in seconds of the stream.
 
     ``seq`` rises from event to event and has gaps where a partial was overtaken. ``utterance``
     counts from 0; every utterance has exactly one final, whose ``text`` may be empty. ``lag_s`` is
-    the time since the last sample that the event speaks of was received. ``start`` of a
+    the time since the last sample that the event is about was received. ``start`` of a
     speech_start and ``end`` of a speech_end are those of the utterance, the other two are where
-    speech begins and ends. ``voice`` is what the ``speaker`` was like so far. What is said of
-    turns is described at :mod:`speech.live.turns`.
+    speech begins and ends. ``voice`` recognises the ``speaker`` where a stream is resumed. The
+    events of turns are described at :mod:`speech.live.turns`.
     """
 
     kind: Kind
@@ -55,7 +55,7 @@ class Event:
 
 
 class EventLog:
-    """The events of a session for those who follow it, now or when they come back.
+    """The events of a session for all who follow it, also those who resume.
 
     Kept are the last :data:`RETAINED_EVENTS` that must not be lost, and the newest partial and
     progress.
@@ -70,12 +70,12 @@ class EventLog:
         self.closed = False
 
     def number(self) -> int:
-        """A number for an event."""
+        """The number of the next event."""
         self.next_seq += 1
         return self.next_seq - 1
 
     def add(self, event: Event) -> None:
-        """Hand an event to all who follow."""
+        """Add an event and wake all who follow."""
         if event.kind in ("partial", "progress"):
             self._newest[event.kind] = event
         else:
@@ -89,7 +89,7 @@ class EventLog:
         self._wake()
 
     def close(self) -> None:
-        """Nothing follows."""
+        """No event follows."""
         self.closed = True
         self._wake()
 
@@ -98,7 +98,7 @@ class EventLog:
             waker.set()
 
     async def follow(self, after: int) -> AsyncIterator[Event]:
-        """Events above ``after`` as they come. Raises Overloaded when some of them are gone."""
+        """Events above ``after`` as they come. Raises Overloaded when some of them were dropped."""
         waker = asyncio.Event()
         self._wakers.add(waker)
         try:

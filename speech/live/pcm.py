@@ -40,10 +40,6 @@ class PcmFormat:
         """One sample of every channel, bytes."""
         return self.sample_bytes * self.channels
 
-    def seconds(self, size: int) -> float:
-        """Length of the whole samples in so many bytes."""
-        return size // self.frame_bytes / self.sample_rate
-
 
 class PcmDecoder:
     """PCM, little-endian, channels interleaved and mixed evenly to mono.

@@ -1,4 +1,4 @@
-"""The live sessions of one process: admission, sockets that drop and come back, drain."""
+"""The live sessions of one process: admission, resumption after a dropped socket, drain."""
 
 import asyncio
 import contextlib
@@ -23,8 +23,8 @@ class _Entry:
 class SessionRegistry:
     """At most ``max_sessions`` streams, and as many sockets.
 
-    A session outlives its socket by ``retention_s`` if its dialect can resume; one that drops for
-    good is cancelled, which frees all it holds.
+    A session outlives its socket by ``retention_s`` if its dialect can resume; otherwise it is
+    cancelled, which frees all it holds.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class SessionRegistry:
 
     @property
     def draining(self) -> bool:
-        """Whether no more streams are taken."""
+        """Whether no more streams are admitted."""
         return self.stopping.is_set()
 
     @property
@@ -53,7 +53,7 @@ class SessionRegistry:
 
     @contextlib.contextmanager
     def socket(self) -> Iterator[None]:
-        """The place of one socket. Raises Overloaded at once when there is none."""
+        """The place of one socket. Raises Overloaded at once when none is free."""
         self._admit(self._sockets)
         self._sockets += 1
         try:
@@ -62,7 +62,7 @@ class SessionRegistry:
             self._sockets -= 1
 
     def start(self, session: LiveSession) -> None:
-        """Let a session live, in place of its owner's one of the same id; raises Overloaded."""
+        """Run a session, in place of its owner's one of the same id; raises Overloaded."""
         stale = self._entries.get(_key(session))
         self._admit(self.count - (stale is not None))
         if stale is not None:
@@ -88,7 +88,7 @@ class SessionRegistry:
         return entry.attached
 
     async def leave(self, session: LiveSession, owner: asyncio.Event, *, resumable: bool) -> None:
-        """The socket of a session is gone: keep the session for a while, or end it now."""
+        """The socket of a session closed: keep the session for a while, or end it now."""
         entry = self._entries.get(_key(session))
         if entry is None or entry.attached is not owner:
             return
@@ -104,7 +104,7 @@ class SessionRegistry:
         if self.draining:
             raise Overloaded("this replica is being stopped", 1.0)
         if taken >= self._max:
-            raise Overloaded(f"{self._max} streams are being heard already")
+            raise Overloaded(f"{self._max} streams are open already")
 
     def _forget(self, entry: _Entry) -> None:
         entry.task.cancel()
@@ -116,7 +116,7 @@ class SessionRegistry:
         self._observe(self.count)
 
     async def drain(self) -> None:
-        """Take no more streams, and end those that are there at their next pause."""
+        """Admit no more streams, and end those that are open at their next pause."""
         self.stopping.set()
         for entry in self._entries.values():
             entry.session.drain()

@@ -13,13 +13,13 @@ SAME_VOICE = 0.5
 ENOUGH_S = 1.0
 """Seconds of speech that may found a new speaker; shorter utterances join the nearest."""
 MAX_VOICE_S = 3600.0
-"""A voice that was heard for longer counts no more than this for whoever resumes a stream."""
+"""The weight of a voice in a resumed stream is at most that of this much speech."""
 MAX_DIMENSIONS = 1024
 _WIRE = np.dtype("<f2")
 
 
 def speaker_label(number: int) -> str:
-    """How the speaker is called who is the ``number``th to be heard, from 0."""
+    """The label of the ``number``th speaker in order of appearance, from 0."""
     return f"SPEAKER_{number:02d}"
 
 
@@ -27,7 +27,7 @@ class OnlineSpeakers:
     """Labels utterances; a label once given stays with its voice.
 
     ``voices`` are the labels that an earlier part of the stream was given, each with its
-    :meth:`voice`. Raises InvalidRequest for what this class never said.
+    :meth:`voice`. Raises InvalidRequest for labels or vectors that no instance gave.
     """
 
     def __init__(self, voices: Mapping[str, bytes] | None = None) -> None:
@@ -43,7 +43,7 @@ class OnlineSpeakers:
     def label(self, embedding: NDArray[np.float32], seconds: float) -> str:
         """The speaker of an utterance, ``SPEAKER_00`` and on; ``embedding`` has length 1."""
         if any(total.shape != embedding.shape for total in self._sums.values()):
-            # Another model heard the earlier part: who spoke there will not be recognised.
+            # The earlier part was embedded by another model: its speakers cannot be matched.
             self._sums = dict.fromkeys(self._sums, np.zeros_like(embedding))
         likeness = {
             label: float(total @ embedding) / _length(total) for label, total in self._sums.items()
@@ -60,7 +60,7 @@ class OnlineSpeakers:
         return nearest
 
     def voice(self, label: str) -> bytes:
-        """What a speaker was like so far: a vector of float16, its length about the seconds."""
+        """The sum of a speaker's embeddings so far, float16; its length is about the seconds."""
         total = self._sums[label]
         return (total * min(1.0, MAX_VOICE_S / _length(total))).astype(_WIRE).tobytes()
 

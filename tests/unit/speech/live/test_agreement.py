@@ -1,4 +1,4 @@
-"""What two hypotheses in a row agree on stays; how often an utterance is heard again."""
+"""What two hypotheses in a row agree on stays; how often an utterance is recognised again."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from speech.transcript import Word
 Words = tuple[Word, ...]
 
 
-def said(text: str, late_s: float = 0.0) -> Words:
+def hypothesis_of(text: str, late_s: float = 0.0) -> Words:
     """Words of half a second each, one after the other."""
     return tuple(
         Word(f" {word}", late_s + i / 2, late_s + (i + 1) / 2)
@@ -26,7 +26,7 @@ def text(words: Words) -> str:
 def after(*hypotheses: str) -> Agreement:
     agreement = Agreement()
     for hypothesis in hypotheses:
-        agreement.update(said(hypothesis))
+        agreement.update(hypothesis_of(hypothesis))
     return agreement
 
 
@@ -50,19 +50,19 @@ def test_what_two_hypotheses_agree_on_is_committed(
     hypotheses: list[str], committed: str, tentative: str
 ) -> None:
     agreement = Agreement()
-    answers = [agreement.update(said(hypothesis)) for hypothesis in hypotheses]
+    answers = [agreement.update(hypothesis_of(hypothesis)) for hypothesis in hypotheses]
     assert (text(answers[-1][0]), text(answers[-1][1])) == (committed, tentative)
 
 
 def test_a_committed_word_keeps_its_text_and_times() -> None:
     agreement = after("hello world", "Hello world")
-    committed, _ = agreement.update(said("HELLO, WORLD! again", late_s=0.2))
-    assert committed == said("Hello world")
+    committed, _ = agreement.update(hypothesis_of("HELLO, WORLD! again", late_s=0.2))
+    assert committed == hypothesis_of("Hello world")
 
 
-def test_a_hypothesis_that_takes_back_committed_words_goes_on_behind_them_in_time() -> None:
+def test_a_hypothesis_that_takes_back_committed_words_continues_behind_them_in_time() -> None:
     agreement = after("the cat sat", "the cat sat", "a hat mat on the")
-    committed, tentative = agreement.update(said("a hat mat on the bed"))
+    committed, tentative = agreement.update(hypothesis_of("a hat mat on the bed"))
     assert (text(committed), text(tentative)) == ("the cat sat on the", "bed")
 
 
@@ -76,24 +76,24 @@ def test_a_hypothesis_that_takes_back_committed_words_goes_on_behind_them_in_tim
     ],
 )
 def test_the_final_is_the_committed_words_and_what_comes_after(final: str, whole: str) -> None:
-    assert text(after("the cat", "the cat sat").final(said(final))) == whole
+    assert text(after("the cat", "the cat sat").final(hypothesis_of(final))) == whole
 
 
 def test_without_a_commitment_the_final_is_the_last_hypothesis() -> None:
-    assert after("a", "the cat").final(said("The cat.")) == said("The cat.")
+    assert after("a", "the cat").final(hypothesis_of("The cat.")) == hypothesis_of("The cat.")
 
 
 @pytest.mark.parametrize(
     ("late_s", "final", "whole"),
     [
-        (0.3, "that cat sat", "the cat sat"),  # "cat" is heard a little later, not twice
+        (0.3, "that cat sat", "the cat sat"),  # "cat" is recognised a little later, not twice
         (0.0, "that cat cat sat", "the cat cat sat"),
     ],
 )
 def test_a_word_at_the_border_is_neither_doubled_nor_lost(
     late_s: float, final: str, whole: str
 ) -> None:
-    assert text(after("the cat", "the cat").final(said(final, late_s))) == whole
+    assert text(after("the cat", "the cat").final(hypothesis_of(final, late_s))) == whole
 
 
 SPOKEN = st.lists(

@@ -105,7 +105,7 @@ async def test_nothing_is_no_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"this is no sound", "neither Ogg nor WebM"),
         (wav(to_s16(tone(1.0, 16_000)), 16_000), "neither Ogg nor WebM"),
@@ -115,11 +115,11 @@ async def test_nothing_is_no_error() -> None:
         (b"Og", "neither Ogg nor WebM"),
     ],
 )
-async def test_what_is_no_opus_is_refused(data: bytes, said: str) -> None:
+async def test_what_is_no_opus_is_refused(data: bytes, message: str) -> None:
     async with container() as stream:
-        with pytest.raises(UnsupportedAudio, match=said):
+        with pytest.raises(UnsupportedAudio, match=message):
             await decoded(stream, pieces(data, 4_000))
-        with pytest.raises(UnsupportedAudio, match=said):
+        with pytest.raises(UnsupportedAudio, match=message):
             await stream.feed(b"more")
 
 

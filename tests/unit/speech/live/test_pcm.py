@@ -86,7 +86,7 @@ async def test_channels_are_mixed_evenly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "rate", "channels", "said"),
+    ("encoding", "rate", "channels", "message"),
     [
         ("mp3", 16_000, 1, "pcm_s16le"),
         ("pcm_s16le", 7_999, 1, "8000"),
@@ -96,9 +96,9 @@ async def test_channels_are_mixed_evenly() -> None:
     ],
 )
 def test_what_cannot_be_taken_is_refused_with_what_can(
-    encoding: str, rate: int, channels: int, said: str
+    encoding: str, rate: int, channels: int, message: str
 ) -> None:
-    with pytest.raises(InvalidRequest, match=said):
+    with pytest.raises(InvalidRequest, match=message):
         stream_decoder(encoding, rate, channels)
 
 

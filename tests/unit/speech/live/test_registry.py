@@ -1,4 +1,4 @@
-"""The sessions of a process: who is let in, who may come back, who has to go."""
+"""The sessions of a process: admission, resumption, supersession and drain."""
 
 import asyncio
 
@@ -8,12 +8,12 @@ from speech.errors import Overloaded
 from speech.live.registry import SessionRegistry
 from speech.live.session import LiveSession
 from speech.live.stream_decoder import stream_decoder
-from tests.unit.speech.live.test_session import STREAMING, Ears, pcm, phrase, silence, until
+from tests.unit.speech.live.test_session import STREAMING, FakeModels, pcm, phrase, silence, until
 
 
 @pytest.fixture
-def ears():
-    return Ears()
+def models():
+    return FakeModels()
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def sessions(counts):
     return SessionRegistry(max_sessions=2, retention_s=60.0, observe=counts.append)
 
 
-def begun(ears, sessions, name="one"):
-    session = LiveSession(name, STREAMING, ears.ports(), stream_decoder("pcm_s16le"))
+def begun(models, sessions, name="one"):
+    session = LiveSession(name, STREAMING, models.ports(), stream_decoder("pcm_s16le"))
     sessions.start(session)
     return session
 
@@ -39,28 +39,28 @@ def test_one_socket_more_than_there_is_room_for_is_refused(sessions):
         pass
 
 
-async def test_one_session_more_than_there_is_room_for_is_refused(ears, sessions, counts):
-    one = begun(ears, sessions)
-    begun(ears, sessions, "two")
+async def test_one_session_more_than_there_is_room_for_is_refused(models, sessions, counts):
+    one = begun(models, sessions)
+    begun(models, sessions, "two")
     with pytest.raises(Overloaded):
-        begun(ears, sessions, "three")
+        begun(models, sessions, "three")
     await sessions.leave(one, sessions.attach(one), resumable=False)
-    begun(ears, sessions, "three")
+    begun(models, sessions, "three")
     assert sessions.count == 2
     assert counts == [1, 2, 1, 2]
 
 
-async def test_a_session_that_cannot_come_back_ends_with_its_socket(ears, sessions):
-    session = begun(ears, sessions)
+async def test_a_session_that_cannot_be_resumed_ends_with_its_socket(models, sessions):
+    session = begun(models, sessions)
     owner = sessions.attach(session)
-    await until(lambda: ears.open_streams)
+    await until(lambda: models.open_streams)
     await sessions.leave(session, owner, resumable=False)
-    assert (sessions.count, ears.open_streams) == (0, 0)
+    assert (sessions.count, models.open_streams) == (0, 0)
     assert sessions.find("one") is None
 
 
-async def test_a_session_waits_for_its_socket_to_come_back(ears, sessions):
-    session = begun(ears, sessions)
+async def test_a_session_waits_to_be_resumed(models, sessions):
+    session = begun(models, sessions)
     await sessions.leave(session, sessions.attach(session), resumable=True)
     assert sessions.find("one") is session
     owner = sessions.attach(session)
@@ -68,17 +68,17 @@ async def test_a_session_waits_for_its_socket_to_come_back(ears, sessions):
     await sessions.leave(session, owner, resumable=False)
 
 
-async def test_a_session_that_nobody_comes_back_for_is_given_up(ears):
+async def test_a_session_that_nobody_resumes_is_freed(models):
     sessions = SessionRegistry(max_sessions=2, retention_s=0.01)
-    session = begun(ears, sessions)
-    await until(lambda: ears.open_streams)
+    session = begun(models, sessions)
+    await until(lambda: models.open_streams)
     await sessions.leave(session, sessions.attach(session), resumable=True)
     async with asyncio.timeout(5):
-        await until(lambda: not sessions.count and not ears.open_streams)
+        await until(lambda: not sessions.count and not models.open_streams)
 
 
-async def test_the_newer_socket_has_the_session(ears, sessions):
-    session = begun(ears, sessions)
+async def test_the_newer_socket_has_the_session(models, sessions):
+    session = begun(models, sessions)
     older = sessions.attach(session)
     newer = sessions.attach(session)
     assert older.is_set()
@@ -89,18 +89,18 @@ async def test_the_newer_socket_has_the_session(ears, sessions):
     assert sessions.count == 0
 
 
-async def test_a_session_that_begins_anew_takes_the_place_of_its_stale_namesake(ears, sessions):
-    stale = begun(ears, sessions)
+async def test_a_session_that_begins_anew_takes_the_place_of_its_stale_namesake(models, sessions):
+    stale = begun(models, sessions)
     owner = sessions.attach(stale)
-    fresh = begun(ears, sessions)
+    fresh = begun(models, sessions)
     assert owner.is_set()
     await sessions.leave(stale, owner, resumable=True)
     assert sessions.find("one") is fresh
     assert sessions.count == 1
 
 
-async def test_a_finished_session_is_not_kept(ears, sessions):
-    session = begun(ears, sessions)
+async def test_a_finished_session_is_not_kept(models, sessions):
+    session = begun(models, sessions)
     owner = sessions.attach(session)
     session.end()
     assert [event.kind async for event in session.events()] == ["done"]
@@ -108,14 +108,14 @@ async def test_a_finished_session_is_not_kept(ears, sessions):
     assert sessions.count == 0
 
 
-async def test_a_drain_lets_nobody_in_and_ends_everybody_at_a_pause(ears, sessions):
-    session = begun(ears, sessions)
+async def test_a_drain_admits_no_stream_and_ends_each_at_a_pause(models, sessions):
+    session = begun(models, sessions)
     session.offer(pcm(phrase(1, 2), silence(1)))
     draining = asyncio.create_task(sessions.drain())
-    told = [event async for event in session.events()]
-    assert [event.text for event in told if event.kind == "final"] == ["1 2"]
+    events = [event async for event in session.events()]
+    assert [event.text for event in events if event.kind == "final"] == ["1 2"]
     with pytest.raises(Overloaded), sessions.socket():
         pass
     with pytest.raises(Overloaded):
-        begun(ears, sessions, "late")
+        begun(models, sessions, "late")
     draining.cancel()

@@ -1,6 +1,6 @@
-"""The live session: what becomes of audio and commands, told by its events.
+"""The live session: which events audio and commands lead to.
 
-The recognisers here hear tones: a "word" is half a second of a constant level that encodes its
+The fake recognisers recognise tones: a "word" is half a second of a constant level that encodes its
 number, so every test knows what is to be recognised, sample by sample.
 """
 
@@ -66,7 +66,7 @@ def spoken(samples):
     )
 
 
-class Ears:
+class FakeModels:
     """All ports in one, with a record of what happened to them."""
 
     def __init__(self):
@@ -92,25 +92,25 @@ class Ears:
             raise self.answer
         words = spoken(samples)
         text = "".join(w.text for w in words)
-        told = words if options.word_timestamps else ()
-        segments = (Segment(0.0, audio.duration, text, told),) if words else ()
+        timed = words if options.word_timestamps else ()
+        segments = (Segment(0.0, audio.duration, text, timed),) if words else ()
         return Recognition(segments)
 
 
 class Stream:
-    def __init__(self, ears):
-        self._ears = ears
-        self._heard = []
+    def __init__(self, models):
+        self._ears = models
+        self._fed = []
 
     async def feed(self, samples):
         await self._ears.hold.wait()
-        self._heard.append(samples)
-        return spoken(np.concatenate(self._heard))
+        self._fed.append(samples)
+        return spoken(np.concatenate(self._fed))
 
     async def finish(self, trailing_silence_s=0.0):
         self._ears.trailing_silence_s.append(trailing_silence_s)
-        heard, self._heard = self._heard, []
-        return spoken(np.concatenate(heard)) if heard else ()
+        fed, self._fed = self._fed, []
+        return spoken(np.concatenate(fed)) if fed else ()
 
     async def close(self):
         self._ears.open_streams -= 1
@@ -134,16 +134,16 @@ PIECES = SessionOptions(Pieces("full"))
 
 
 @pytest.fixture
-def ears():
-    return Ears()
+def models():
+    return FakeModels()
 
 
-def session_of(ears, options=STREAMING, limits=None, **more):
-    return LiveSession("one", options, ears.ports(), stream_decoder("pcm_s16le"), limits, **more)
+def session_of(models, options=STREAMING, limits=None, **more):
+    return LiveSession("one", options, models.ports(), stream_decoder("pcm_s16le"), limits, **more)
 
 
-async def told(session, audio, *, frame=None, end=True):
-    """Every event of a session that hears some audio, poured in or paced in frames of bytes."""
+async def events_of(session, audio, *, frame=None, end=True):
+    """Every event of a session about some audio, sent at once or in frames of bytes."""
     running = asyncio.create_task(session.run())
     follower = asyncio.create_task(_collect(session))
     for first in range(0, len(audio), frame or len(audio)):
@@ -179,16 +179,16 @@ def texts(events):
 TWO = pcm(silence(1), phrase(1, 2, 3), silence(1.5), phrase(4, 5), silence(1.5))
 
 
-async def test_the_recogniser_is_told_how_long_nobody_spoke(ears):
-    await told(session_of(ears), pcm(silence(1), phrase(1, 2), silence(1.5), phrase(3)))
-    paused, at_the_end = ears.trailing_silence_s
+async def test_the_recogniser_gets_the_length_of_the_silence_at_the_end(models):
+    await events_of(session_of(models), pcm(silence(1), phrase(1, 2), silence(1.5), phrase(3)))
+    paused, at_the_end = models.trailing_silence_s
     assert paused == pytest.approx(STREAMING.endpointing.silence_s, abs=0.05)
     assert at_the_end == pytest.approx(GAP_S, abs=0.05)
 
 
 @pytest.mark.parametrize("options", [STREAMING, UTTERANCES], ids=["streaming", "utterances"])
-async def test_each_utterance_begins_ends_and_is_final_once(ears, options):
-    events = await told(session_of(ears, options), TWO)
+async def test_each_utterance_begins_ends_and_is_final_once(models, options):
+    events = await events_of(session_of(models, options), TWO)
     assert texts(events) == ["1 2 3", "4 5"]
     for number, event in enumerate(finals(events)):
         order = [
@@ -205,8 +205,8 @@ async def test_each_utterance_begins_ends_and_is_final_once(ears, options):
     assert [e.seq for e in events] == sorted({e.seq for e in events})
 
 
-async def test_words_lie_where_they_were_spoken(ears):
-    events = await told(session_of(ears), TWO)
+async def test_words_lie_where_they_were_spoken(models):
+    events = await events_of(session_of(models), TWO)
     starts = [w.start for event in finals(events) for w in event.words]
     assert starts == pytest.approx([1.0, 1.6, 2.2, 4.3, 4.9], abs=0.01)
 
@@ -215,39 +215,39 @@ async def test_words_lie_where_they_were_spoken(ears):
 @pytest.mark.parametrize(
     "options", [STREAMING, UTTERANCES, PIECES], ids=["streaming", "utterances", "pieces"]
 )
-async def test_the_size_of_frames_changes_no_final(ears, options, frame):
+async def test_the_size_of_frames_changes_no_final(models, options, frame):
     def essence(events):
         return [(e.text, round(e.start, 3), round(e.end, 3)) for e in finals(events)]
 
-    poured = await told(session_of(ears, options), TWO)
-    framed = await told(session_of(ears, options), TWO, frame=frame)
-    assert essence(poured) == essence(framed)
+    at_once = await events_of(session_of(models, options), TWO)
+    framed = await events_of(session_of(models, options), TWO, frame=frame)
+    assert essence(at_once) == essence(framed)
 
 
-async def test_partials_grow_and_stop_with_the_final(ears):
-    events = await told(session_of(ears), pcm(phrase(*range(6)), silence(1)), frame=6400)
+async def test_partials_grow_and_stop_with_the_final(models):
+    events = await events_of(session_of(models), pcm(phrase(*range(6)), silence(1)), frame=6400)
     partials = [e for e in events if e.kind == "partial"]
     assert partials[-1].text == "0 1 2 3 4 5"
     assert all(b.text.startswith(a.text) for a, b in itertools.pairwise(partials))
     assert max(e.seq for e in partials) < finals(events)[0].seq
 
 
-async def test_two_passes_take_partials_from_one_model_and_finals_from_another(ears):
+async def test_two_passes_take_partials_from_one_model_and_finals_from_another(models):
     options = SessionOptions(TwoPass("full", "fast"))
-    events = await told(session_of(ears, options), TWO, frame=3200)
+    events = await events_of(session_of(models, options), TWO, frame=3200)
     assert texts(events) == ["1 2 3", "4 5"]
     assert any(e.kind == "partial" for e in events)
-    assert [model for model, _ in ears.asked] == ["full", "full"]
+    assert [model for model, _ in models.asked] == ["full", "full"]
 
 
-async def test_an_utterance_model_gives_partials_by_hearing_again_at_bounded_cost(ears):
+async def test_an_utterance_model_gives_partials_by_recognising_again_at_bounded_cost(models):
     options = SessionOptions(WholeUtterances("full"))
     audio = pcm(phrase(*range(20)), silence(1))
-    events = await told(session_of(ears, options), audio, frame=3200)
+    events = await events_of(session_of(models, options), audio, frame=3200)
     assert texts(events) == [" ".join(str(n) for n in range(20))]
     assert [e for e in events if e.kind == "partial"]
     spoken_s = 20 * (WORD_S + GAP_S)
-    assert sum(seconds for _, seconds in ears.asked) <= 5 * spoken_s + spoken_s
+    assert sum(seconds for _, seconds in models.asked) <= 5 * spoken_s + spoken_s
 
 
 async def _collect(session):
@@ -257,28 +257,28 @@ async def _collect(session):
 @pytest.mark.parametrize(
     "options", [STREAMING, UTTERANCES, PIECES], ids=["streaming", "utterances", "pieces"]
 )
-async def test_speech_without_end_is_cut_and_no_word_is_lost_or_doubled(ears, options):
+async def test_speech_without_end_is_cut_and_no_word_is_lost_or_doubled(models, options):
     numbers = list(range(100))
-    events = await told(session_of(ears, options), pcm(phrase(*numbers), silence(1)))
+    events = await events_of(session_of(models, options), pcm(phrase(*numbers), silence(1)))
     assert " ".join(texts(events)).split() == [str(n) for n in numbers]
     assert len(finals(events)) > 3
     assert all(e.end - e.start <= 15 for e in finals(events))
-    assert all(seconds <= 15 for _, seconds in ears.asked)
+    assert all(seconds <= 15 for _, seconds in models.asked)
 
 
-async def test_finals_have_their_text_though_no_times_of_words_are_asked_for(ears):
+async def test_finals_have_their_text_though_no_times_of_words_are_asked_for(models):
     options = replace(UTTERANCES, transcribe=TranscribeOptions(word_timestamps=False))
-    assert texts(await told(session_of(ears, options), TWO)) == ["1 2 3", "4 5"]
+    assert texts(await events_of(session_of(models, options), TWO)) == ["1 2 3", "4 5"]
 
 
-async def test_silence_in_pieces_is_told_without_asking_a_model(ears):
-    events = await told(session_of(ears, PIECES), pcm(silence(40)))
+async def test_pieces_of_silence_are_final_without_a_call_of_the_model(models):
+    events = await events_of(session_of(models, PIECES), pcm(silence(40)))
     assert texts(events) == ["", "", ""]
-    assert ears.asked == []
+    assert models.asked == []
 
 
-async def test_an_hour_does_not_drift(ears):
-    session = session_of(ears, SessionOptions(FrameSynchronous("fast", partials=False)))
+async def test_an_hour_does_not_drift(models):
+    session = session_of(models, SessionOptions(FrameSynchronous("fast", partials=False)))
     minute = pcm(phrase(1, 2), silence(58.8))
     running = asyncio.create_task(session.run())
     events = asyncio.create_task(_collect(session))
@@ -290,8 +290,8 @@ async def test_an_hour_does_not_drift(ears):
     assert starts == pytest.approx([60 * n for n in range(60)], abs=0.01)
 
 
-async def test_finalize_closes_the_utterance_and_the_stream_goes_on(ears):
-    session = session_of(ears)
+async def test_finalize_closes_the_utterance_and_the_stream_continues(models):
+    session = session_of(models)
     running = asyncio.create_task(session.run())
     session.offer(pcm(phrase(1, 2)))
     session.finalize()
@@ -310,8 +310,8 @@ async def _until(session, kind):
             return
 
 
-async def test_the_end_may_be_said_twice_and_audio_after_it_is_nothing(ears):
-    session = session_of(ears)
+async def test_the_end_may_come_twice_and_audio_after_it_is_ignored(models):
+    session = session_of(models)
     session.offer(pcm(phrase(1)))
     session.end()
     session.end()
@@ -322,16 +322,16 @@ async def test_the_end_may_be_said_twice_and_audio_after_it_is_nothing(ears):
     assert session.finished
 
 
-async def test_a_session_goes_on_where_another_was(ears):
-    events = await told(session_of(ears, resume_from=ResumeState(100.0, 41, 7)), TWO)
+async def test_a_session_continues_where_another_ended(models):
+    events = await events_of(session_of(models, resume_from=ResumeState(100.0, 41, 7)), TWO)
     assert min(e.seq for e in events) == 42
     assert [e.utterance for e in finals(events)] == [7, 8]
     assert finals(events)[0].words[0].start == pytest.approx(101, abs=0.01)
 
 
-async def test_a_late_follower_hears_everything_but_overtaken_partials(ears):
-    session = session_of(ears)
-    live = await told(session, TWO, frame=3200)
+async def test_a_late_follower_gets_every_event_but_overtaken_partials(models):
+    session = session_of(models)
+    live = await events_of(session, TWO, frame=3200)
     late = await _collect(session)
     assert [e for e in late if e.kind != "partial"] == [e for e in live if e.kind != "partial"]
     assert not [e for e in late if e.kind == "partial"]
@@ -343,55 +343,55 @@ async def _after(session, seq):
     return [event async for event in session.events(seq)]
 
 
-async def test_events_that_were_not_read_in_time_are_missed_aloud(ears):
-    session = session_of(ears, replace(STREAMING, endpointing=EndpointOptions(silence_s=0.2)))
+async def test_events_that_were_dropped_are_an_error_to_who_reads_late(models):
+    session = session_of(models, replace(STREAMING, endpointing=EndpointOptions(silence_s=0.2)))
     count = RETAINED_EVENTS // 3 + 1
-    await told(session, pcm(*[part for n in range(count) for part in (word(n), silence(0.4))]))
+    await events_of(session, pcm(*[part for n in range(count) for part in (word(n), silence(0.4))]))
     with pytest.raises(Overloaded):
         await _after(session, 1)
 
 
 @pytest.mark.parametrize("options", [STREAMING, UTTERANCES], ids=["streaming", "utterances"])
-async def test_a_failure_is_an_event_and_frees_everything(ears, options):
-    ears.answer = EngineFailed("broken")
+async def test_a_failure_is_an_event_and_frees_everything(models, options):
+    models.answer = EngineFailed("broken")
     if options is STREAMING:
         options = SessionOptions(TwoPass("full", "fast"))
     limits = SessionLimits(pending=PendingTotal(10**8, max_streams=10**6))
-    events = await told(session_of(ears, options, limits), TWO, end=False)
+    events = await events_of(session_of(models, options, limits), TWO, end=False)
     assert [(e.code, e.text) for e in events if e.kind == "error"] == [("engine_failed", "broken")]
     assert events[-1].kind == "done"
-    assert ears.open_streams == 0
+    assert models.open_streams == 0
     assert limits.pending.lent == 0
 
 
-async def test_an_unknown_failure_does_not_leak_its_text(ears):
-    ears.answer = ValueError("secret")
-    events = await told(session_of(ears, UTTERANCES), TWO)
+async def test_an_unknown_failure_does_not_leak_its_text(models):
+    models.answer = ValueError("secret")
+    events = await events_of(session_of(models, UTTERANCES), TWO)
     (error,) = [e for e in events if e.kind == "error"]
     assert (error.code, error.text) == ("internal_error", "internal error")
 
 
-async def test_cancelling_a_session_frees_everything(ears):
+async def test_cancelling_a_session_frees_everything(models):
     before = asyncio.all_tasks()
-    ears.hold.clear()
+    models.hold.clear()
     limits = SessionLimits(pending=PendingTotal(10**8, max_streams=10**6))
-    session = session_of(ears, limits=limits)
+    session = session_of(models, limits=limits)
     running = asyncio.create_task(session.run())
     session.offer(TWO)
     session.offer(TWO)
-    await until(lambda: ears.open_streams)
+    await until(lambda: models.open_streams)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert ears.open_streams == 0
+    assert models.open_streams == 0
     assert limits.pending.lent == 0
     assert asyncio.all_tasks() == before
 
 
-async def test_what_waits_to_be_heard_is_bounded(ears):
-    ears.hold.clear()
+async def test_what_waits_to_be_processed_is_bounded(models):
+    models.hold.clear()
     limits = SessionLimits(max_pending_bytes=len(TWO) + 1000)
-    session = session_of(ears, limits=limits)
+    session = session_of(models, limits=limits)
     session.offer(TWO)
     with pytest.raises(TooFarAhead):
         session.offer(b"\0" * 1001)
@@ -404,46 +404,48 @@ def repeat(action, count):
         action()
 
 
-async def test_frames_without_audio_and_commands_count_too(ears):
-    session = session_of(ears, limits=SessionLimits(max_pending_bytes=1000))
+async def test_frames_without_audio_and_commands_count_too(models):
+    session = session_of(models, limits=SessionLimits(max_pending_bytes=1000))
     for again in (lambda: session.offer(b""), session.finalize):
         with pytest.raises(TooFarAhead):
             repeat(again, 1000)
     session.end()
 
 
-async def test_what_waits_in_all_streams_together_is_bounded(ears):
+async def test_what_waits_in_all_streams_together_is_bounded(models):
     limits = SessionLimits(pending=PendingTotal(max_bytes=1000, max_streams=2))
-    one, other = session_of(ears, limits=limits), session_of(ears, limits=limits)
+    one, other = session_of(models, limits=limits), session_of(models, limits=limits)
     one.offer(b"\0" * 600)
     with pytest.raises(TooFarAhead):
         other.offer(b"\0" * 600)
 
 
-async def test_utterances_that_wait_for_a_slow_model_are_bounded(ears):
-    ears.hold.clear()
-    session = session_of(ears, UTTERANCES)
+async def test_utterances_that_wait_for_a_slow_model_are_bounded(models):
+    models.hold.clear()
+    session = session_of(models, UTTERANCES)
     running = asyncio.create_task(session.run())
     for n in range(20):
         session.offer(pcm(phrase(n), silence(1)))
     await turns(2000)
     assert session.processed_frames <= WAITING_FINALS + 5
-    ears.hold.set()
+    models.hold.set()
     session.end()
     assert texts(await _collect(session)) == [str(n) for n in range(20)]
     await running
 
 
-async def test_the_longest_stream_is_finished_then_refused(ears):
+async def test_the_longest_stream_is_finished_then_refused(models):
     limits = SessionLimits(max_stream_s=2.0)
-    events = await told(session_of(ears, limits=limits), pcm(phrase(1, 2, 3, 4, 5)), end=False)
+    events = await events_of(
+        session_of(models, limits=limits), pcm(phrase(1, 2, 3, 4, 5)), end=False
+    )
     assert texts(events) == ["1 2 3"]
     assert [e.code for e in events if e.kind == "error"] == ["stream_too_long"]
 
 
 @pytest.mark.parametrize("options", [STREAMING, PIECES], ids=["streaming", "pieces"])
-async def test_a_drained_stream_ends_when_nobody_speaks(ears, options):
-    session = session_of(ears, options)
+async def test_a_drained_stream_ends_when_nobody_speaks(models, options):
+    session = session_of(models, options)
     running = asyncio.create_task(session.run())
     session.offer(pcm(phrase(1, 2)))
     session.drain()
@@ -454,26 +456,35 @@ async def test_a_drained_stream_ends_when_nobody_speaks(ears, options):
     await running
 
 
-async def test_lag_is_the_time_since_the_last_sample_of_an_event_came(ears):
+async def test_lag_is_the_time_since_the_last_sample_of_an_event_came(models):
     now = [1000.0]
-    ears.hold.clear()
-    session = session_of(ears, UTTERANCES, clock=lambda: now[0])
+    models.hold.clear()
+    session = session_of(models, UTTERANCES, clock=lambda: now[0])
     running = asyncio.create_task(session.run())
     session.offer(pcm(phrase(1), silence(1)))
-    await until(lambda: ears.asked)
+    await until(lambda: models.asked)
     now[0] += 7.0
-    ears.hold.set()
+    models.hold.set()
     session.end()
     (final,) = finals(await _collect(session))
     await running
     assert final.lag_s == pytest.approx(7.0)
 
 
-async def test_the_next_audio_is_told_in_whole_samples(ears):
+async def test_the_place_of_the_next_audio_counts_whole_samples(models):
     pcm_format = PcmFormat(16_000, 2)
-    session = session_of(ears, replace(STREAMING, pcm=pcm_format), resume_from=ResumeState(10.0))
+    session = session_of(models, replace(STREAMING, pcm=pcm_format), resume_from=ResumeState(10.0))
     session.offer(b"\0" * 32_001)
     assert session.audio_from_s == 11.0
     session.replace_decoder(stream_decoder("pcm_s16le"))
     session.offer(b"\0" * 3200)
     assert session.audio_from_s == pytest.approx(11.1)
+
+
+async def test_progress_is_reported_after_each_second_wherever_the_stream_is_resumed(models):
+    options = replace(STREAMING, progress_s=1.0)
+    # In binary floating point 1.001 - 0.001 is less than 1.
+    session = session_of(models, options, resume_from=ResumeState(0.001))
+    events = await events_of(session, pcm(silence(3)), frame=32_000)
+    progress = [event.end for event in events if event.kind == "progress"]
+    assert progress == pytest.approx([1.001, 2.001, 3.001])

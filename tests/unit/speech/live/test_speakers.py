@@ -17,9 +17,9 @@ def voice(number, spread=0.0, seed=0, dimensions=64):
 
 def test_a_label_stays_with_its_voice():
     speakers = OnlineSpeakers()
-    heard = [0, 1, 0, 2, 1, 0]
-    labels = [speakers.label(voice(n, 0.05, seed), 3.0) for seed, n in enumerate(heard)]
-    assert labels == [f"SPEAKER_{n:02d}" for n in heard]
+    spoken = [0, 1, 0, 2, 1, 0]
+    labels = [speakers.label(voice(n, 0.05, seed), 3.0) for seed, n in enumerate(spoken)]
+    assert labels == [f"SPEAKER_{n:02d}" for n in spoken]
 
 
 def test_labels_count_from_zero_in_the_order_of_appearance():
@@ -53,14 +53,14 @@ def test_one_voice_that_wavers_stays_one_speaker(seconds):
 
 def test_who_takes_over_knows_the_voices_by_their_labels():
     first = OnlineSpeakers()
-    told = {}
+    voices = {}
     for seed, n in enumerate([0, 1, 0, 2]):
         label = first.label(voice(n, 0.05, seed), 5000.0)
-        told[label] = first.voice(label)
-    second = OnlineSpeakers(told)
-    heard = [2, 3, 1, 0]
-    labels = [second.label(voice(n, 0.05, 9 + n), 3.0) for n in heard]
-    assert labels == [f"SPEAKER_{n:02d}" for n in heard]
+        voices[label] = first.voice(label)
+    second = OnlineSpeakers(voices)
+    spoken = [2, 3, 1, 0]
+    labels = [second.label(voice(n, 0.05, 9 + n), 3.0) for n in spoken]
+    assert labels == [f"SPEAKER_{n:02d}" for n in spoken]
 
 
 def test_voices_of_another_model_keep_their_labels_to_themselves():
@@ -87,6 +87,6 @@ HALF = np.full(8, 0.5, "<f2").tobytes()
         {"SPEAKER_00": np.full(8, np.nan, "<f2").tobytes()},
     ],
 )
-def test_voices_that_were_never_told_are_refused(voices):
+def test_voices_that_were_never_given_are_refused(voices):
     with pytest.raises(InvalidRequest, match="voice"):
         OnlineSpeakers(voices)

@@ -1,4 +1,4 @@
-"""The turns of a live stream: what is told of them while they go on, and when they are over."""
+"""The turns of a live stream: their deltas while they last, and their transcripts."""
 
 import asyncio
 from collections.abc import Callable
@@ -45,7 +45,7 @@ MODELS = pytest.mark.parametrize("options", [FAST, FULL], ids=["streaming", "utt
 FRAME = SAMPLE_RATE // 10 * 2
 
 Act = bytes | Callable[[LiveSession], Any]
-Told = list[Delta | TurnTranscript]
+Assembled = list[Delta | TurnTranscript]
 
 
 def by_client(options: SessionOptions) -> SessionOptions:
@@ -97,28 +97,28 @@ async def _collected(session: LiveSession) -> list[Any]:
     return [event async for event in session.events()]
 
 
-def told_of(events: list[Any]) -> Told:
+def assembled(events: list[Any]) -> Assembled:
     turns = TurnAssembler()
-    return [told for event in events for told in turns.process(event)]
+    return [item for event in events for item in turns.process(event)]
 
 
-async def told(session: LiveSession, *acts: Act) -> Told:
-    """What is told of the turns; the deltas of each are its text."""
-    heard = told_of(await events_of(session, *acts))
-    for transcript in transcripts(heard):
-        deltas = [t for t in heard if isinstance(t, Delta) and t.turn == transcript.turn]
+async def assembled_of(session: LiveSession, *acts: Act) -> Assembled:
+    """Deltas and transcripts of the turns; the deltas of each are its text."""
+    result = assembled(await events_of(session, *acts))
+    for transcript in transcripts(result):
+        deltas = [t for t in result if isinstance(t, Delta) and t.turn == transcript.turn]
         assert "".join(delta.text for delta in deltas) == transcript.text
         if transcript.failure is None:
             assert "".join(word.text for word in transcript.words).strip() == transcript.text
-    return heard
+    return result
 
 
-def transcripts(heard: Told) -> list[TurnTranscript]:
-    return [t for t in heard if isinstance(t, TurnTranscript)]
+def transcripts(result: Assembled) -> list[TurnTranscript]:
+    return [t for t in result if isinstance(t, TurnTranscript)]
 
 
-def texts(heard: Told) -> list[str]:
-    return [transcript.text for transcript in transcripts(heard)]
+def texts(result: Assembled) -> list[str]:
+    return [transcript.text for transcript in transcripts(result)]
 
 
 def numbers(first: int, last: int) -> str:
@@ -131,7 +131,7 @@ TWO = exact(say(1, 2, 3), silence(1), say(4, 5), silence(1))
 @MODELS
 async def test_a_pause_ends_a_turn(ears: Ears, options: SessionOptions) -> None:
     events = await events_of(session_of(ears, options), TWO)
-    assert texts(told_of(events)) == ["1 2 3", "4 5"]
+    assert texts(assembled(events)) == ["1 2 3", "4 5"]
     ends = [e for e in events if e.kind == "turn"]
     finals = [e for e in events if e.kind == "final"]
     assert [(e.turn, e.start, e.end) for e in ends] == [(e.turn, e.start, e.end) for e in finals]
@@ -141,17 +141,17 @@ async def test_a_pause_ends_a_turn(ears: Ears, options: SessionOptions) -> None:
 
 
 @MODELS
-async def test_a_client_that_commits_has_one_turn_of_all_that_is_said(
+async def test_a_client_that_commits_has_one_turn_of_all_that_is_marked(
     ears: Ears, options: SessionOptions
 ) -> None:
     events = await events_of(session_of(ears, by_client(options)), TWO, commit, TWO, commit)
-    assert texts(told_of(events)) == ["1 2 3 4 5"] * 2
+    assert texts(assembled(events)) == ["1 2 3 4 5"] * 2
     assert not [e for e in events if e.kind.startswith("speech")]
-    assert [t.seconds for t in transcripts(told_of(events))] == pytest.approx([4.0, 4.0])
+    assert [t.seconds for t in transcripts(assembled(events))] == pytest.approx([4.0, 4.0])
 
 
 @MODELS
-async def test_words_are_told_while_one_speaks(ears: Ears, options: SessionOptions) -> None:
+async def test_deltas_come_while_one_speaks(ears: Ears, options: SessionOptions) -> None:
     events = await events_of(
         session_of(ears, by_client(options)), exact(say(*range(1, 31))), commit
     )
@@ -159,30 +159,30 @@ async def test_words_are_told_while_one_speaks(ears: Ears, options: SessionOptio
     for event in events:
         if event.kind == "turn":
             break
-        before += "".join(told.text for told in turns.process(event))
+        before += "".join(item.text for item in turns.process(event))
     assert numbers(1, 30).startswith(before)
     assert len(before.split()) > 10
 
 
 @pytest.mark.parametrize("turns", ["pause", "commit"])
 @MODELS
-async def test_what_was_told_stays_though_speech_is_cut_and_words_are_misheard(
+async def test_deltas_stay_though_speech_is_cut_and_words_are_misrecognised(
     ears: Ears, options: SessionOptions, turns: TurnEnd
 ) -> None:
     ears.stumbles = True
     session = session_of(ears, with_turns(options, turns))
-    heard = await told(session, exact(say(*range(100, 200)), silence(1)), commit)
-    assert " ".join(texts(heard)).split() == numbers(100, 199).split()
+    result = await assembled_of(session, exact(say(*range(100, 200)), silence(1)), commit)
+    assert " ".join(texts(result)).split() == numbers(100, 199).split()
 
 
 class Fickle(Ears):
-    """Says each word with the number of the utterance in which it was heard."""
+    """Marks each word with the number of the utterance in which it was recognised."""
 
     def __init__(self) -> None:
         super().__init__()
         self.utterances = 0
 
-    def _said(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
+    def _marked(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
         return tuple(replace(w, text=f"{w.text}/{self.utterances}") for w in words)
 
     async def open(self, model: str, hotwords: str | None = None) -> EarStream:
@@ -190,10 +190,10 @@ class Fickle(Ears):
         feed, finish = stream.feed, stream.finish
 
         async def fed(samples: Samples) -> tuple[Word, ...]:
-            return self._said(await feed(samples))
+            return self._marked(await feed(samples))
 
         async def finished(trailing_silence_s: float = 0.0) -> tuple[Word, ...]:
-            words = self._said(await finish(trailing_silence_s))
+            words = self._marked(await finish(trailing_silence_s))
             self.utterances += 1
             return words
 
@@ -201,25 +201,27 @@ class Fickle(Ears):
         return stream
 
 
-async def test_what_was_told_stays_though_it_is_heard_again_after_a_cut() -> None:
+async def test_deltas_stay_though_their_audio_is_recognised_again_after_a_cut() -> None:
     before, after = say(*range(1, 11), gap_s=0), say(*range(11, 51), gap_s=0)
-    # The only pause is early: most of what was told is behind the cut.
-    heard = await told(session_of(Fickle(), FAST), exact(before, silence(0.2), after, silence(1)))
-    (transcript,) = transcripts(heard)
-    said = [word.split("/") for word in transcript.text.split()]
-    assert [word for word, _ in said] == numbers(1, 50).split()
-    assert [utterance for _, utterance in said[:40]] == ["0"] * 40
-    assert said[-1][1] == "1"
+    # The only pause is early: most of what was sent is behind the cut.
+    result = await assembled_of(
+        session_of(Fickle(), FAST), exact(before, silence(0.2), after, silence(1))
+    )
+    (transcript,) = transcripts(result)
+    texts_so_far = [word.split("/") for word in transcript.text.split()]
+    assert [word for word, _ in texts_so_far] == numbers(1, 50).split()
+    assert [utterance for _, utterance in texts_so_far[:40]] == ["0"] * 40
+    assert texts_so_far[-1][1] == "1"
 
 
-async def test_what_was_told_stays_though_it_is_behind_the_end_of_speech(ears: Ears) -> None:
+async def test_deltas_stay_though_they_lie_behind_the_end_of_speech(ears: Ears) -> None:
     whispers = say(WHISPERED, WHISPERED + 1, word_s=0.1, gap_s=0)
     events = await events_of(
         session_of(ears, FAST), exact(say(1), silence(0.2), whispers, silence(1))
     )
-    said = [e.text for e in events if e.kind in ("partial", "final")]
-    assert said[-2] == f"1 {WHISPERED}"
-    assert said[-1].startswith(said[-2])
+    texts_so_far = [e.text for e in events if e.kind in ("partial", "final")]
+    assert texts_so_far[-2] == f"1 {WHISPERED}"
+    assert texts_so_far[-1].startswith(texts_so_far[-2])
 
 
 async def test_the_last_word_waits_as_it_may_grow(ears: Ears) -> None:
@@ -231,8 +233,8 @@ async def test_the_last_word_waits_as_it_may_grow(ears: Ears) -> None:
 
 async def test_a_commit_of_silence_is_a_turn_without_words(ears: Ears) -> None:
     session = session_of(ears, by_client(FAST))
-    heard = await told(session, exact(silence(1)), commit, exact(say(1)), commit)
-    assert [(t.turn, t.text) for t in transcripts(heard)] == [(0, ""), (1, "1")]
+    result = await assembled_of(session, exact(silence(1)), commit, exact(say(1)), commit)
+    assert [(t.turn, t.text) for t in transcripts(result)] == [(0, ""), (1, "1")]
 
 
 @pytest.mark.parametrize("rate", [8000, 24_000, 48_000])
@@ -241,22 +243,22 @@ async def test_a_commit_has_all_the_audio_before_it_at_any_rate(ears: Ears, rate
     noise = np.random.default_rng(1).uniform(0.1, 0.2, SAMPLE_RATE)
     audio = exact(soxr.resample(noise, SAMPLE_RATE, rate))
     session.change(session.options, PcmDecoder("pcm_s16le", rate))
-    heard = await told(session, audio, commit, audio, commit)
-    assert [t.seconds for t in transcripts(heard)] == pytest.approx([1.0, 1.0], abs=0.001)
+    result = await assembled_of(session, audio, commit, audio, commit)
+    assert [t.seconds for t in transcripts(result)] == pytest.approx([1.0, 1.0], abs=0.001)
 
 
 @MODELS
-async def test_what_is_cleared_is_not_told_any_more(ears: Ears, options: SessionOptions) -> None:
+async def test_what_is_cleared_has_no_transcript(ears: Ears, options: SessionOptions) -> None:
     session = session_of(ears, by_client(options))
     one = exact(say(*range(10)), silence(2), say(*range(10, 20)))
     events = await events_of(session, one, clear, exact(say(77, 78)), commit)
-    heard = told_of(events)
-    assert [(t.turn, t.text) for t in transcripts(heard)] == [(1, "77 78")]
+    result = assembled(events)
+    assert [(t.turn, t.text) for t in transcripts(result)] == [(1, "77 78")]
     cleared = [e.kind for e in events].index("cleared")
-    assert all(t.turn == 1 for t in told_of(events[cleared:]))
+    assert all(t.turn == 1 for t in assembled(events[cleared:]))
 
 
-async def test_finals_that_come_after_a_clear_are_not_told(ears: Ears) -> None:
+async def test_finals_that_come_after_a_clear_are_left_out(ears: Ears) -> None:
     ears.transcribing.shut()
     session = session_of(ears, by_client(FULL))
 
@@ -264,13 +266,13 @@ async def test_finals_that_come_after_a_clear_are_not_told(ears: Ears) -> None:
         ears.transcribing.open()
 
     late = (exact(say(1), silence(2), say(2)), clear, open_gate, exact(say(3)), commit)
-    assert texts(await told(session, *late)) == ["3"]
+    assert texts(await assembled_of(session, *late)) == ["3"]
 
 
 async def test_words_wait_until_all_before_them_are_final(ears: Ears) -> None:
     session = session_of(ears, by_client(FULL))
     running = asyncio.create_task(session.run())
-    turns, heard = TurnAssembler(), []
+    turns, result = TurnAssembler(), []
     session.offer(exact(say(1, 2), silence(1.5)))
     ears.transcribing.shut()
     session.offer(exact(say(*range(3, 20))))
@@ -279,26 +281,26 @@ async def test_words_wait_until_all_before_them_are_final(ears: Ears) -> None:
     session.commit()
     session.end()
     async for event in session.events():
-        heard += turns.process(event)
+        result += turns.process(event)
     await running
-    assert "".join(t.text for t in heard if isinstance(t, Delta)) == numbers(1, 19)
+    assert "".join(t.text for t in result if isinstance(t, Delta)) == numbers(1, 19)
 
 
-async def test_an_utterance_that_fails_is_told_and_the_stream_goes_on(ears: Ears) -> None:
+async def test_an_utterance_that_fails_is_reported_and_the_stream_continues(ears: Ears) -> None:
     ears.failure = EngineFailed("broken")
     session = session_of(ears, WITHOUT_PARTIALS)
 
     running = asyncio.create_task(session.run())
     session.offer(exact(say(1), silence(1)))
-    turns, heard = TurnAssembler(), []
+    turns, result = TurnAssembler(), []
     async for event in session.events():
-        heard += turns.process(event)
+        result += turns.process(event)
         if event.kind == "failed":
             ears.failure = None
             session.offer(exact(say(2), silence(1)))
             session.end()
     await running
-    one, other = transcripts(heard)
+    one, other = transcripts(result)
     assert one.failure is not None
     assert (one.failure.code, one.failure.text, one.text) == ("engine_failed", "broken", "")
     assert (other.failure, other.text) == (None, "2")
@@ -311,13 +313,15 @@ async def test_other_options_are_for_what_follows(ears: Ears) -> None:
         session.change(other, PcmDecoder("pcm_s16le", SAMPLE_RATE))
 
     session = session_of(ears, FAST)
-    heard = await told(session, exact(say(1, 2)), change, exact(say(3), silence(2), say(4)), commit)
-    assert texts(heard) == ["1 2", "3 4"]
+    result = await assembled_of(
+        session, exact(say(1, 2)), change, exact(say(3), silence(2), say(4)), commit
+    )
+    assert texts(result) == ["1 2", "3 4"]
     assert {(asked.model, asked.language) for asked in ears.asked} == {(UTTERANCES, "ru")}
     assert ears.streams == 0
 
 
-async def test_what_waits_is_heard_with_the_options_it_was_sent_for(ears: Ears) -> None:
+async def test_what_waits_is_recognised_with_the_options_it_was_sent_for(ears: Ears) -> None:
     ears.transcribing.shut()
     session = session_of(ears, WITHOUT_PARTIALS)
     session.offer(exact(say(1), silence(1)))
@@ -340,7 +344,7 @@ async def test_a_stream_is_reopened_only_for_another_model_or_hotwords(ears: Ear
     hotwords = replace(FAST.transcribe, hotwords="seven")
     endpointing = EndpointOptions(silence_s=2.0)
     acts = (change(endpointing=endpointing), change(transcribe=hotwords), exact(say(1)))
-    await told(session_of(ears, FAST), exact(say(5)), *acts)
+    await assembled_of(session_of(ears, FAST), exact(say(5)), *acts)
     assert ears.opened == [(STREAMING, None), (STREAMING, "seven")]
     assert ears.streams == 0
 
@@ -349,18 +353,20 @@ async def test_speech_without_a_pause_ends_its_turn_in_time(
     ears: Ears, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "MAX_TURN_S", 20.0)
-    heard = await told(session_of(ears, FAST), exact(say(*range(100, 200), gap_s=0), silence(1)))
-    lengths = [t.seconds for t in transcripts(heard)]
+    result = await assembled_of(
+        session_of(ears, FAST), exact(say(*range(100, 200), gap_s=0), silence(1))
+    )
+    lengths = [t.seconds for t in transcripts(result)]
     assert len(lengths) == 2
     assert lengths[0] == pytest.approx(20.0, abs=0.2)
 
 
 @pytest.mark.parametrize("last", [LiveSession.end, LiveSession.drain])
-async def test_what_was_said_when_the_stream_ends_is_a_turn(ears: Ears, last: Act) -> None:
-    heard = await told(session_of(ears, by_client(FAST)), TWO, last)
-    assert texts(heard) == ["1 2 3 4 5"]
-    heard = await told(session_of(ears, by_client(FAST)), exact(silence(2)), last)
-    assert heard == []
+async def test_speech_before_the_end_of_the_stream_is_a_turn(ears: Ears, last: Act) -> None:
+    result = await assembled_of(session_of(ears, by_client(FAST)), TWO, last)
+    assert texts(result) == ["1 2 3 4 5"]
+    result = await assembled_of(session_of(ears, by_client(FAST)), exact(silence(2)), last)
+    assert result == []
 
 
 async def test_commands_and_options_that_wait_are_bounded(ears: Ears) -> None:
