@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import jiwer
 import numpy as np
@@ -211,10 +211,29 @@ def test_requests_at_the_same_time_do_not_disturb_each_other(
         assert list(threads.map(lambda o: engine.transcribe(part, o), asked)) == alone
 
 
-def test_the_translate_task_is_passed_to_the_model(
-    engine: WhisperEngine, spoken: list[Clip]
+@pytest.mark.parametrize("options", [FAST, BATCHED], ids=["sequential", "batched"])
+@pytest.mark.parametrize("task", ["transcribe", "translate"])
+def test_the_task_is_in_the_prompt_of_the_model(
+    engine: WhisperEngine,
+    spoken: list[Clip],
+    options: TranscribeOptions,
+    task: Literal["transcribe", "translate"],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine.transcribe(spoken[0].samples, replace(FAST, task="translate"))
+    prompts: list[tuple[Any, list[int]]] = []
+    get_prompt = whisper.WhisperModel.get_prompt
+
+    def record(self: Any, tokenizer: Any, *rest: Any, **hints: Any) -> Any:
+        prompt = get_prompt(self, tokenizer, *rest, **hints)
+        prompts.append((tokenizer, prompt))
+        return prompt
+
+    monkeypatch.setattr(whisper.WhisperModel, "get_prompt", record)
+    engine.transcribe(spoken[0].samples, replace(options, task=task))
+    assert prompts
+    for tokenizer, prompt in prompts:
+        tasks = {tokenizer.transcribe: "transcribe", tokenizer.translate: "translate"}
+        assert [tasks[token] for token in prompt if token in tasks] == [task]
 
 
 @pytest.mark.parametrize("options", [FAST, replace(BATCHED, chunk_length=3, batch_size=2)])
