@@ -51,6 +51,7 @@ CATALOGUE = Catalogue.model_validate(
             model("emo", "emotion"),
             model("other-emo", "emotion"),
             model("pyannote", "diarization"),
+            model("other-pyannote", "diarization"),
         ]
     }
 )

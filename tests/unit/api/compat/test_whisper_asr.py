@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.compat.whisper_asr import MAX_CLIP_TIMES
+from api.compat.whisper_asr import MAX_CLIP_TIMES, AsrOptions
 from speech.errors import (
     EngineFailed,
     InvalidRequest,
@@ -108,6 +108,7 @@ async def test_a_file_alone_is_transcribed_with_the_defaults_of_the_original(cli
 @pytest.mark.parametrize("name", OPTIONS)
 async def test_every_option_arrives_from_wherever_it_is_put(client, service, place, name):
     value, wanted = OPTIONS[name]
+    assert set(OPTIONS) | {"format", "speedup"} == set(AsrOptions.model_fields)
     if place == "json":
         answer = await ask(client, form={"params": json.dumps({name: value})})
     else:

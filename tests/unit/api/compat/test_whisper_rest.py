@@ -103,11 +103,6 @@ async def test_russian_has_a_prompt_and_nothing_means_auto(
     assert (options.language, options.initial_prompt) == (heard, prompt)
 
 
-async def test_translation_is_a_task(client, service):
-    await ask(client, task="translate")
-    assert service.options.transcribe.task == "translate"
-
-
 @pytest.mark.parametrize(
     ("asked", "meant"),
     [

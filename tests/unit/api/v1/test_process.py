@@ -105,56 +105,6 @@ async def test_null_blocks_mean_their_defaults(client, service):
     assert service.options.emotion == EmotionOptions(model="emo", level="word")
 
 
-async def test_every_recognition_option_reaches_the_graph(client, service):
-    tra = {
-        "model": "small",
-        "language": "RU",
-        "language_detection_threshold": 0.9,
-        "language_detection_segments": 3,
-        "beam_size": 10,
-        "no_speech_threshold": None,
-        "word_timestamps": False,
-        "vad_filter": True,
-        "batch_size": 64,
-        "task": "translate",
-        "initial_prompt": "Слова",
-        "log_progress": True,
-        "best_of": 1,
-        "patience": 2.0,
-        "length_penalty": 0.5,
-        "repetition_penalty": 1.5,
-        "no_repeat_ngram_size": 3,
-        "temperature": [0.5, 1],
-        "compression_ratio_threshold": None,
-        "log_prob_threshold": -2.0,
-        "condition_on_previous_text": False,
-        "prompt_reset_on_temperature": 0.1,
-        "prefix": "Итак",
-        "suppress_blank": False,
-        "suppress_tokens": [1, 2],
-        "without_timestamps": True,
-        "max_initial_timestamp": 2.0,
-        "prepend_punctuations": "(",
-        "append_punctuations": ")",
-        "multilingual": True,
-        "vad_parameters": {"min_silence_duration_ms": 300, "threshold": 0.4},
-        "max_new_tokens": 100,
-        "chunk_length": 20,
-        "clip_timestamps": [0, 1.5],
-        "hallucination_silence_threshold": 2.0,
-        "hotwords": "Зураб",
-    }
-    assert set(tra) == set(TranscribeOptions.__slots__)
-    assert (await ask_tra(client, **tra)).status_code == 200
-    expected = tra | {
-        "language": "ru",
-        "temperature": (0.5, 1.0),
-        "suppress_tokens": (1, 2),
-        "clip_timestamps": (0.0, 1.5),
-    }
-    assert service.options.transcribe == TranscribeOptions(**expected)
-
-
 @pytest.mark.parametrize("language", ["auto", "AUTO", None, ""])
 async def test_language_auto_means_that_it_is_detected(client, service, language):
     await ask_tra(client, language=language)
@@ -164,12 +114,6 @@ async def test_language_auto_means_that_it_is_detected(client, service, language
 async def test_a_single_temperature_is_a_list_of_one(client, service):
     await ask_tra(client, temperature=0.3)
     assert service.options.transcribe.temperature == (0.3,)
-
-
-async def test_diarization_options_reach_the_graph(client, service):
-    dia = {"use_gpu": False, "stereo_mode": True, "min_speakers": 2, "max_speakers": 3}
-    await ask(client, {"settings": {"tasks": ["diarization"], "dia": dia}})
-    assert service.options.diarize == DiarizeOptions("pyannote", **dia)
 
 
 async def test_unknown_keys_are_ignored(client):
