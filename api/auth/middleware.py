@@ -1,4 +1,4 @@
-"""Who may come in: a key on every route that is not open, within the limits of that key."""
+"""API keys: every route that is not open needs one, within the limits of that key."""
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
@@ -23,14 +24,14 @@ _SCHEMES = (b"bearer", b"token")
 
 
 class KeyCheck:
-    """ASGI middleware that lets requests and sockets with a key through, within its limits.
+    """ASGI middleware that admits requests and sockets with a key, within its limits.
 
     The key comes as ``X-API-Key``, as ``Authorization: Bearer`` or ``Token``, and on sockets also
-    as ``?token=`` or as a sub-protocol; the first of them counts. Whatever it is, it is taken out
-    of the scope: neither the app behind nor the log of the server in front sees it.
+    as ``?token=`` or as a sub-protocol; the first of them counts. All of them are removed from the
+    scope: neither the app nor the log of the server sees a key.
 
-    Without a key 401, with one that is unknown or not for this route 403, beyond its limits 429;
-    a socket is refused before its upgrade. ``shapes`` say it.
+    Without a key 401, with one that is unknown or not for this route 403, beyond its limits 429,
+    rendered by ``shapes``; a socket is rejected before its upgrade.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyFile, limits: KeyLimits, shapes: ErrorShapes) -> None:
@@ -61,9 +62,9 @@ class KeyCheck:
     async def _admit(
         self, presented: bytes, scope: Scope, path: str, held: AsyncExitStack
     ) -> Problem | None:
-        """Why a request is refused; None once it holds its place and ``caller`` says whose it is.
+        """Why a request is rejected; None once it holds its place and :func:`caller_of` names it.
 
-        That is the name of the key, so that a new key of the same name finds the jobs of the old.
+        The name is that of the key: a new key of the same name owns the jobs of the old one.
         """
         if not presented:
             headers = {"WWW-Authenticate": "Bearer"}
@@ -83,14 +84,19 @@ class KeyCheck:
         return None
 
 
+def caller_of(connection: HTTPConnection) -> str:
+    """Name of the key that a request or socket came with; "" where there are no keys."""
+    return getattr(connection.state, "caller", "")
+
+
 def _is_preflight(scope: Scope) -> bool:
-    """Whether a browser asks what it may send; it sends no key with that."""
+    """Whether a browser asks for permission to send a request, which it does without a key."""
     asks = any(name == b"access-control-request-method" for name, _ in scope["headers"])
     return asks and scope.get("method") == "OPTIONS"
 
 
 def _take_key(scope: Scope) -> bytes:
-    """The key of a request, b"" if it has none; the scope is without it afterwards."""
+    """Remove the key from the scope and return it; b"" if there is none."""
     presented = [_take_header(scope, b"x-api-key")]
     scheme, _, credentials = _take_header(scope, b"authorization").partition(b" ")
     presented.append(credentials.strip() if scheme.lower() in _SCHEMES else b"")
@@ -129,12 +135,12 @@ def _take_subprotocol(scope: Scope) -> bytes:
 _REFUSALS = {
     "401": "There is no API key.",
     "403": "The API key is not valid, or not for this route.",
-    "429": "The limits of the API key are reached; come back after Retry-After seconds.",
+    "429": "The limits of the API key are reached; retry after Retry-After seconds.",
 }
 
 
 def describe_keys(app: FastAPI) -> None:
-    """Tell OpenAPI about the keys, so that the page ``/docs`` can send one."""
+    """Add the keys to the OpenAPI document, so that the page ``/docs`` can send one."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -10,10 +10,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from api.auth.middleware import caller_of
 from api.errors import responses
 from api.service import SpeechService
-from api.v1.process import ProcessResponse, caller_of, failure_of, job_answer, result_of
 from api.v1.requests import ProcessRequest
+from api.v1.responses import ProcessResponse, failure_of, job_answer, result_of
 from speech.errors import EngineFailed
 from speech.jobs.desk import JobDesk
 from speech.jobs.states import NON_RETRYABLE, Job, WebhookState

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
+from api.auth.middleware import caller_of
 from api.live.connection import Frame
 from api.live.conversation import Opening
 from api.live.registry import LiveStreams
 from api.live.websocket import serve
 from api.v1.native_stream import NativeStream
-from api.v1.process import caller_of
 from api.v1.v1_stream import V1Stream
 from speech.errors import SpeechError
 from speech.live.events import Event

@@ -12,8 +12,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from api.errors import STATUS
-from api.v1.process import ProcessResponse
 from api.v1.requests import DiaSettings, EmoSettings, ProcessRequest, TraSettings
+from api.v1.responses import ProcessResponse
 from speech import errors
 from speech.errors import EngineFailed, ModelUnavailable, Overloaded, SpeechError
 from speech.ports import DiarizeOptions, EmotionOptions, TranscribeOptions
