@@ -221,14 +221,14 @@ def test_the_task_is_in_the_prompt_of_the_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prompts: list[tuple[Any, list[int]]] = []
-    get_prompt = whisper.WhisperModel.get_prompt
+    get_prompt = WhisperModel.get_prompt
 
     def record(self: Any, tokenizer: Any, *rest: Any, **hints: Any) -> Any:
         prompt = get_prompt(self, tokenizer, *rest, **hints)
         prompts.append((tokenizer, prompt))
         return prompt
 
-    monkeypatch.setattr(whisper.WhisperModel, "get_prompt", record)
+    monkeypatch.setattr(WhisperModel, "get_prompt", record)
     engine.transcribe(spoken[0].samples, replace(options, task=task))
     assert prompts
     for tokenizer, prompt in prompts:
