@@ -7,16 +7,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
+from starlette.requests import Request
 
 from deployments.runtime.worker import Call, Worker
 from engines import device
 from speech.log_context import session_id
 
-app = FastAPI()
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
 
@@ -38,15 +37,13 @@ class Model:
             logger.exception("inference failed")
 
 
-@serve.ingress(app)
 class Entry:
     """An ingress that logs on behalf of a session and calls the model."""
 
     def __init__(self, model: DeploymentHandle[Model]) -> None:
         self._model = model
 
-    @app.get("/")
-    async def run(self) -> str:
+    async def __call__(self, request: Request) -> str:
         """One request."""
         session_id.set("live-1")
         logger.info("a stream begins")

@@ -20,6 +20,7 @@ from speech.errors import (
 from speech.jobs import job_worker
 from speech.jobs.job_worker import Progress
 from speech.jobs.states import Job
+from speech.log_context import job_id
 from tests.unit.job_service import RULES, Jobs, eventually, jobs_in
 
 
@@ -192,6 +193,20 @@ async def test_work_gets_the_audio_and_its_result_is_kept(jobs: Jobs) -> None:
     async with jobs.working():
         done = await jobs.ended(job.id)
     assert (done.state, done.result, done.attempts) == ("completed", "5", 1)
+
+
+async def test_the_log_records_of_an_attempt_have_the_id_of_its_job(jobs: Jobs) -> None:
+    seen: list[str | None] = []
+
+    async def work(job: Job, data: bytes, progress: Progress) -> str:
+        seen.append(job_id.get())
+        return "done"
+
+    job = jobs.desk.submit("", b"1", "{}")
+    async with jobs.working(work):
+        await jobs.ended(job.id)
+    assert seen == [job.id]
+    assert job_id.get() is None
 
 
 async def test_a_failed_attempt_is_repeated(jobs: Jobs) -> None:

@@ -30,6 +30,7 @@ from speech.live.session_options import (
     WholeUtterances,
 )
 from speech.live.stream_decoder import stream_decoder
+from speech.log_context import session_id
 from speech.media.segmentation import WINDOW_SAMPLES
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition, Segment, Word
@@ -184,6 +185,18 @@ async def test_the_recogniser_gets_the_length_of_the_silence_at_the_end(models):
     paused, at_the_end = models.trailing_silence_s
     assert paused == pytest.approx(STREAMING.endpointing.silence_s, abs=0.05)
     assert at_the_end == pytest.approx(GAP_S, abs=0.05)
+
+
+async def test_the_log_records_of_a_session_have_its_id(models, monkeypatch):
+    seen = []
+
+    async def transcribe(audio, options, channel):
+        seen.append(session_id.get())
+        return Recognition(())
+
+    monkeypatch.setattr(models, "transcribe", transcribe)
+    await events_of(session_of(models, UTTERANCES), TWO)
+    assert seen == ["one", "one"]
 
 
 @pytest.mark.parametrize("options", [STREAMING, UTTERANCES], ids=["streaming", "utterances"])
