@@ -29,8 +29,9 @@ from api.openai.responses import logprobs
 from speech.audio import SAMPLE_RATE
 from speech.errors import InvalidRequest, SpeechError, TooFarAhead
 from speech.live.events import Event
-from speech.live.session import MAX_TURN_S, LiveSession
+from speech.live.session import LiveSession
 from speech.live.session_options import SessionOptions
+from speech.live.turn_tracker import MAX_TURN_S
 from speech.live.turns import Delta, TurnAssembler, TurnTranscript
 from speech.transcript import Word
 

@@ -13,12 +13,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import SpeechError, StreamTooLong
 from speech.live.audio_buffer import AudioBuffer
-from speech.live.emitter import EventEmitter, joined_text
+from speech.live.emitter import EventEmitter
 from speech.live.endpointing import (
     Endpointer,
     Mark,
@@ -28,7 +28,7 @@ from speech.live.endpointing import (
     SpeechStart,
     Utterance,
 )
-from speech.live.events import Event, EventLog, Kind
+from speech.live.events import Event, EventLog
 from speech.live.finals import EndedUtterance, Finals
 from speech.live.inbox import BLOCK_S, Change, Inbox
 from speech.live.partials import NoPartials, Partials, partials_for
@@ -41,14 +41,12 @@ from speech.live.session_options import (
 )
 from speech.live.speakers import OnlineSpeakers
 from speech.live.stream_decoder import StreamDecoder
+from speech.live.turn_tracker import TurnTracker
 from speech.log_context import session_id as log_session_id
 from speech.ports import RecognizerStream, VoiceActivity
-from speech.transcript import Word
 
 log = logging.getLogger(f"speechgraph.{__name__}")
 
-MAX_TURN_S = 600.0
-"""The longest turn; speech without a pause ends its turn then."""
 _BLOCK = round(BLOCK_S * SAMPLE_RATE)
 
 
@@ -90,10 +88,8 @@ class LiveSession:
         self._stream: RecognizerStream | None = None
         self._segmenter = self._new_segmenter()
         self._partials: Partials = NoPartials()
-        self._partial_text = ""
         self._finals = Finals(ports, self._emitter, OnlineSpeakers(before.voices))
-        self._utterance = self._turn_utterance = before.utterances
-        self._turn = self._turn_begin = 0
+        self._tracker = TurnTracker(self._emitter, options.mode.turns, before.utterances)
         self._progress_at = 0
         self._error: SpeechError | None = None
         self._ending = False
@@ -244,8 +240,8 @@ class LiveSession:
                     await self._flush(arrived)
                     break
         await self._finalize()
-        if self.options.mode.turns and self._utterance > self._turn_utterance:
-            self._end_turn("turn", len(self._buffer))
+        if self._tracker.turns and self._tracker.has_utterances:
+            self._tracker.end_turn("turn", len(self._buffer))
         await self._finals.end()
 
     @property
@@ -278,8 +274,7 @@ class LiveSession:
         begin = self._segmenter.begin
         if begin is not None:
             await self._partials.grow(begin, end)
-            too_long = end - self._turn_begin >= MAX_TURN_S * SAMPLE_RATE
-            if too_long and self.options.mode.turns == "pause":
+            if self._tracker.too_long(end):
                 await self._finalize()
         self._forget()
 
@@ -299,36 +294,21 @@ class LiveSession:
     async def _follow(self, mark: Mark) -> None:
         match mark:
             case SpeechStart(at, begin):
-                if self.options.mode.turns == "pause" and self._utterance == self._turn_utterance:
-                    self._turn_begin = begin
-                self._emit_speech("speech_start", begin, at)
+                self._tracker.speech_start(begin, at)
             case SpeechEnd(at, end):
-                self._emit_speech("speech_end", at, end)
+                self._tracker.speech_end(at, end)
             case Utterance():
                 await self._end_utterance(mark)
-                if self.options.mode.turns == "pause" and not mark.cut:
-                    self._end_turn("turn", mark.end)
-
-    def _emit_speech(self, kind: Kind, start: int, end: int) -> None:
-        if self.options.mode.turns != "commit":
-            self._emitter.emit(kind, start, end, utterance=self._utterance, turn=self._turn)
-
-    def _emit_partial(self, begin: int, end: int, words: tuple[Word, ...]) -> None:
-        """A partial of the utterance under way, where its text is another than before."""
-        text = joined_text(words)
-        if text != self._partial_text:
-            self._partial_text = text
-            about = {"utterance": self._utterance, "turn": self._turn}
-            self._emitter.emit_words("partial", begin, end, words, **about)
+                if self._tracker.turns == "pause" and not mark.cut:
+                    self._tracker.end_turn("turn", mark.end)
 
     async def _end_utterance(self, utterance: Utterance) -> None:
         draft = await self._partials.finish(utterance)
-        number, self._utterance = self._utterance, self._utterance + 1
-        self._partial_text = ""
+        turn, number = self._tracker.turn, self._tracker.end_utterance()
         samples = self._buffer.cut(utterance.begin, utterance.end)
         arrived = self._emitter.arrival(utterance.end)
         await self._finals.put(
-            EndedUtterance(number, self._turn, utterance, samples, draft, arrived, self.options)
+            EndedUtterance(number, turn, utterance, samples, draft, arrived, self.options)
         )
 
     async def _finalize(self) -> None:
@@ -339,29 +319,26 @@ class LiveSession:
     # Turns
 
     async def _commit(self, arrived: float) -> None:
-        turn = self._turn
+        turn = self._tracker.turn
         await self._flush(arrived)
         await self._finalize()
-        if self._turn == turn:
-            self._end_turn("turn", len(self._buffer))
+        if self._tracker.turn == turn:
+            self._tracker.end_turn("turn", len(self._buffer))
 
     async def _clear(self, arrived: float) -> None:
         await self._flush(arrived)
         if self._segmenter.finish(len(self._buffer)):
             await self._partials.discard()
-            self._partial_text = ""
-        self._end_turn("cleared", len(self._buffer))
+            self._tracker.discard_utterance()
+        self._tracker.end_turn("cleared", len(self._buffer))
         self._forget()
-
-    def _end_turn(self, kind: Literal["turn", "cleared"], end: int) -> None:
-        self._emitter.emit(kind, self._turn_begin, end, turn=self._turn, utterance=self._utterance)
-        self._turn, self._turn_begin, self._turn_utterance = self._turn + 1, end, self._utterance
 
     # Options
 
     async def _apply(self, options: SessionOptions) -> None:
         await self._finalize()
         before, self.options = self.options, options
+        self._tracker.turns = options.mode.turns
         if _stream_key(options) != _stream_key(before):
             stream, self._stream = self._stream, None
             if stream is not None:
@@ -383,7 +360,7 @@ class LiveSession:
     def _new_partials(self) -> Partials:
         recognise = partial(self._finals.recognise, options=self.options)
         return partials_for(
-            self.options.mode, self._buffer, self._stream, recognise, self._emit_partial
+            self.options.mode, self._buffer, self._stream, recognise, self._tracker.partial
         )
 
 

@@ -11,7 +11,7 @@ import soxr
 
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, TooFarAhead
-from speech.live import session as session_module
+from speech.live import turn_tracker
 from speech.live.endpointing import EndpointOptions
 from speech.live.pcm import PcmDecoder
 from speech.live.session import LiveSession
@@ -352,7 +352,7 @@ async def test_a_stream_is_reopened_only_for_another_model_or_hotwords(ears: Ear
 async def test_speech_without_a_pause_ends_its_turn_in_time(
     ears: Ears, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "MAX_TURN_S", 20.0)
+    monkeypatch.setattr(turn_tracker, "MAX_TURN_S", 20.0)
     result = await assembled_of(
         session_of(ears, FAST), exact(say(*range(100, 200), gap_s=0), silence(1))
     )
