@@ -13,7 +13,6 @@ from api.auth.key_limits import KeyLimits, LocalLimits
 from api.auth.middleware import KeyCheck, describe_keys
 from api.compat import vosk, whisper_asr, whisper_rest
 from api.errors import ErrorBoundary, ErrorShapes
-from api.fetch import Fetcher
 from api.limits import FORM_LIMITS, BodyLimit, heavy_route
 from api.live.registry import LiveStreams
 from api.openai import realtime
@@ -23,6 +22,8 @@ from api.service import SpeechService, with_max_duration
 from api.v1 import jobs, live, process
 from configs.catalogue import resolve_path
 from configs.settings import Dialect, IngressSettings
+from infra.fetch import Fetcher
+from infra.guarded_http import GuardedHttp
 from speech.jobs.desk import JobDesk
 
 
@@ -91,7 +92,7 @@ def make_app(
     )
     heavy = heavy_route(settings.max_concurrent_requests, settings.request_timeout_s)
     if settings.url_input and fetcher is None:
-        fetcher = Fetcher(settings.max_upload_bytes, settings.url_timeout_s)
+        fetcher = Fetcher(settings.max_upload_bytes, settings.url_timeout_s, GuardedHttp())
 
     def bounded(dialect: Dialect) -> SpeechService:
         return with_max_duration(service, settings.max_seconds.get(dialect))

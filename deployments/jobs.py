@@ -16,6 +16,7 @@ from configs.settings import JobSettings
 from deployments.runtime.graph_service import GraphService
 from deployments.runtime.options import serve_options
 from deployments.runtime.scaling import FollowJobs
+from infra.guarded_http import GuardedHttp, any_address, is_public
 from infra.job_audio import JobAudio
 from infra.job_store import SqlJobStore
 from infra.webhooks import Webhooks
@@ -152,5 +153,5 @@ def _webhooks(settings: JobSettings) -> Webhooks | None:
     return Webhooks(
         settings.webhook_secret.get_secret_value(),
         settings.webhook_timeout_s,
-        settings.webhook_private_addresses,
+        GuardedHttp(any_address if settings.webhook_private_addresses else is_public),
     )

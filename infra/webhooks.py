@@ -9,10 +9,10 @@ import hashlib
 import hmac
 import time
 
-import httpx
 from pydantic_core import to_json
 
-from infra.url_check import PublicOnly, check_url
+from infra.guarded_http import GuardedHttp, parse_url
+from speech.errors import InvalidRequest
 from speech.jobs.states import Job
 
 SECRET_PREFIX = "whsec_"
@@ -20,7 +20,7 @@ SECRET_PREFIX = "whsec_"
 
 
 def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:
-    """What ``webhook-signature`` says."""
+    """The value of the header ``webhook-signature``."""
     if secret.startswith(SECRET_PREFIX):
         key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     else:
@@ -32,23 +32,26 @@ def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:
 class Webhooks:
     """Implements :class:`speech.jobs.job_worker.Webhooks`. Redirects are not followed.
 
-    The id of the message is that of the job, so a receiver knows a delivery that it has seen.
+    The id of the message is that of the job, so a receiver recognises a repeated delivery.
     """
 
-    def __init__(self, secret: str, timeout_s: float, allow_private: bool) -> None:
+    def __init__(self, secret: str, timeout_s: float, http: GuardedHttp) -> None:
         self.timeout_s = timeout_s
         self._secret = secret
-        self._allow_private = allow_private
+        self._http = http
 
     def check(self, url: str) -> None:
         """Raise InvalidRequest for a URL that would never be called."""
-        check_url(url, allow_private=self._allow_private)
+        try:
+            self._http.check(url)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"webhook_url: {error.message}") from None
 
     async def deliver(self, job: Job) -> None:
-        """POST what became of the job; the result is left to be fetched.
+        """POST the state of the job, without its result.
 
-        Raises httpx.HTTPError, TimeoutError and what else a URL may lead to unless there was an
-        answer of success within ``timeout_s``.
+        Raises InvalidRequest, ConnectionError or TimeoutError unless the receiver responds with a
+        status of 2xx within ``timeout_s``.
         """
         assert job.webhook_url is not None, "only a job with a URL is due"
         now = int(time.time())
@@ -63,18 +66,17 @@ class Webhooks:
                 },
             }
         )
-        headers = {
-            "content-type": "application/json",
-            "webhook-id": job.id,
-            "webhook-timestamp": str(now),
-            "webhook-signature": signature(self._secret, job.id, now, body),
-        }
-        transport = httpx.AsyncHTTPTransport() if self._allow_private else PublicOnly()
+        headers = (
+            ("content-type", "application/json"),
+            ("webhook-id", job.id),
+            ("webhook-timestamp", str(now)),
+            ("webhook-signature", signature(self._secret, job.id, now, body)),
+        )
+        url = parse_url(job.webhook_url)
+        # The body of the response is not read: it may be endless.
         async with (
             asyncio.timeout(self.timeout_s),
-            httpx.AsyncClient(transport=transport, trust_env=False) as client,
-            # The body of the answer is of no interest, and may be endless.
-            client.stream("POST", job.webhook_url, content=body, headers=headers) as answer,
+            self._http.request("POST", url, headers, body) as response,
         ):
-            if not answer.is_success:
-                raise httpx.HTTPError(f"answered with status {answer.status_code}")
+            if not 200 <= response.status < 300:
+                raise ConnectionError(f"status {response.status}")

@@ -13,12 +13,12 @@ from starlette.responses import Response
 
 from api.auth.middleware import caller_of
 from api.errors import Problem, RenderError, family_problem, render_detail, responses
-from api.fetch import Fetcher
 from api.service import SpeechService
 from api.v1.requests import IdempotencyKey, ProcessRequest, ProcessRequestText
 from api.v1.responses import ProcessResponse, failure_of, job_answer, render
-from infra.addresses import MAX_URL_CHARS
-from speech.errors import EmptyAudio, InvalidRequest, NotEnabled
+from infra.fetch import Fetcher
+from infra.guarded_http import MAX_URL_CHARS
+from speech.errors import EmptyAudio, InvalidRequest, NotEnabled, SpeechError
 from speech.jobs.desk import JobDesk
 
 
@@ -43,7 +43,10 @@ async def _audio_of(
             raise NotEnabled("file_url: this service fetches no files.")
         if audio is not None:
             raise InvalidRequest("audio and file_url: one of the two, not both.")
-        return await fetcher.fetch(file_url)
+        try:
+            return await fetcher.fetch(file_url)
+        except SpeechError as error:
+            raise type(error)(f"file_url: {error.message}") from None
     if audio is None:
         raise RequestValidationError([_MISSING])
     data = await audio.read()

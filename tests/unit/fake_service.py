@@ -12,11 +12,11 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from api.app import make_app
-from api.fetch import Fetcher
 from api.live.registry import LiveModels, LiveStreams
 from api.service import DeploymentState
 from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings
+from infra.fetch import Fetcher
 from speech.jobs.desk import JobDesk
 from speech.live.endpointing import EndpointOptions
 from speech.live.session_options import LivePorts

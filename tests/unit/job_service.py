@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from infra.guarded_http import GuardedHttp, any_address
 from infra.job_audio import JobAudio
 from infra.job_store import SqlJobStore
 from infra.webhooks import Webhooks
@@ -82,6 +83,6 @@ def jobs_in(
 ) -> Jobs:
     store = SqlJobStore(url or f"sqlite:///{directory / 'jobs.sqlite3'}")
     audio = JobAudio(str(directory / "audio"))
-    webhooks = Webhooks(SECRET, timeout_s=10.0, allow_private=True)
+    webhooks = Webhooks(SECRET, timeout_s=10.0, http=GuardedHttp(any_address))
     bounds = JobBounds(max_queued, max_stored_bytes)
     return Jobs(store, audio, JobDesk(store, audio, bounds, webhooks.check), webhooks)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from api.errors import STATUS
-from api.fetch import MAX_REDIRECTS, Fetcher
-from infra.addresses import MAX_URL_CHARS, Address, is_public
+from infra.fetch import MAX_REDIRECTS, Fetcher
+from infra.guarded_http import MAX_URL_CHARS, Address, GuardedHttp, is_public
 from speech.errors import AudioTooLarge, FetchFailed, InvalidRequest
 from tests.unit.fake_service import FakeService, app_of, client_of
 
@@ -80,7 +80,7 @@ def plays_public(address: Address) -> bool:
 
 
 def fetcher(max_bytes: int = 1000, timeout_s: float = 20.0, **parts: object) -> Fetcher:
-    return Fetcher(max_bytes, timeout_s, **({"allowed": plays_public} | parts))  # type: ignore[arg-type]
+    return Fetcher(max_bytes, timeout_s, GuardedHttp(**({"allowed": plays_public} | parts)))  # type: ignore[arg-type]
 
 
 def names(hosts: dict[str, Sequence[str]]) -> Callable[[str, int], object]:
@@ -131,7 +131,7 @@ def test_an_address_of_the_open_internet_is_public(address: str) -> None:
 )  # fmt: skip
 async def test_this_machine_is_not_reached_however_it_is_written(public: Server, host: str) -> None:
     with pytest.raises(InvalidRequest):
-        await Fetcher(1000, 20.0).fetch(f"http://{host}:{public.port}/file")
+        await Fetcher(1000, 20.0, GuardedHttp()).fetch(f"http://{host}:{public.port}/file")
     assert public.asked == []
 
 
@@ -247,7 +247,7 @@ async def test_a_name_without_an_address_is_refused_as_a_private_one_is() -> Non
     with pytest.raises(InvalidRequest, match="no public address"):
         await fetcher(resolve_host=names({"none.example": [""]})).fetch("http://none.example/")
     with pytest.raises(InvalidRequest, match="no public address"):
-        await Fetcher(1000, 20.0).fetch("http://none.invalid/")
+        await Fetcher(1000, 20.0, GuardedHttp()).fetch("http://none.invalid/")
 
 
 async def test_the_next_address_of_a_name_is_tried_when_one_is_dead(public: Server) -> None:
@@ -323,7 +323,7 @@ async def test_a_server_that_dawdles_meets_the_deadline(public: Server, head: by
 )
 async def test_a_server_that_speaks_no_http_is_an_error(public: Server, answer: bytes) -> None:
     public.answers["/file"] = answer
-    with pytest.raises(FetchFailed, match="cannot be talked to"):
+    with pytest.raises(FetchFailed, match="no valid response"):
         await fetcher().fetch(public.url())
 
 

@@ -8,13 +8,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import pytest
 from openai import OpenAI
 from pydantic_core import from_json
 
-from infra.addresses import is_public
-from infra.url_check import PublicOnly, check_url
+from infra.guarded_http import Address, GuardedHttp, any_address, is_public, parse_url
 from infra.webhooks import Webhooks, signature
 from speech.errors import InvalidRequest
 from speech.jobs.job_worker import Progress
@@ -141,8 +139,8 @@ async def test_nobody_listening_is_an_attempt_that_failed(jobs: Jobs) -> None:
 
 
 async def test_a_name_that_cannot_be_looked_up_is_an_attempt_that_failed(jobs: Jobs) -> None:
-    for allow_private in (True, False):
-        jobs.webhooks = Webhooks(SECRET, timeout_s=1.0, allow_private=allow_private)
+    for allowed in (any_address, is_public, parse_url):
+        jobs.webhooks = Webhooks(SECRET, timeout_s=1.0, http=GuardedHttp(allowed))
         job = await deliver(jobs, f"http://{'a' * 64}.example/", "failed")
         assert job.webhook_attempts == 3
 
@@ -165,6 +163,11 @@ async def test_failed_and_cancelled_jobs_are_told_too(jobs: Jobs) -> None:
 
 
 # ---------------------------------------------------------------- only to the internet
+
+
+async def post(http: GuardedHttp, url: str) -> None:
+    async with http.request("POST", parse_url(url), content=b"{}"):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -194,11 +197,10 @@ async def test_failed_and_cancelled_jobs_are_told_too(jobs: Jobs) -> None:
 async def test_an_address_that_is_not_public_is_never_called(address: str) -> None:
     host = f"[{address}]" if ":" in address else address
     with pytest.raises(InvalidRequest):
-        check_url(f"http://{host}/", allow_private=False)
-    check_url(f"http://{host}/", allow_private=True)
-    async with httpx.AsyncClient(transport=PublicOnly()) as client:
-        with pytest.raises(httpx.ConnectError, match="not a public"):
-            await client.post(f"http://{host}:9/")
+        GuardedHttp().check(f"http://{host}/")
+    GuardedHttp(any_address).check(f"http://{host}/")
+    with pytest.raises(InvalidRequest, match="no public address"):
+        await post(GuardedHttp(), f"http://{host}:9/")
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8"])
@@ -206,45 +208,59 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.1", "0x7f.1", "2130706433"])
+@pytest.mark.parametrize("host", ["localhost", "127.1", "0x7f.1", "2130706433", "[::ffff:7f00:1]"])
 async def test_a_name_for_this_machine_is_not_called(host: str) -> None:
-    async with receiving(status(200)) as receiver, httpx.AsyncClient(transport=PublicOnly()) as c:
-        with pytest.raises(httpx.ConnectError, match="not a public"):
-            await c.post(f"http://{host}:{receiver.port}/")
+    async with receiving(status(200)) as receiver:
+        with pytest.raises(InvalidRequest, match="no public address"):
+            await post(GuardedHttp(), f"http://{host}:{receiver.port}/")
     assert receiver.seen == []
 
 
-async def test_a_name_is_called_at_the_address_that_was_checked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_name_is_called_at_the_address_that_was_checked() -> None:
     """A name that is public at the first look-up and private at the second gains nothing."""
     looked_up = []
-    loop = asyncio.get_running_loop()
 
-    async def rebind(host: str, port: int, **_: object) -> list[object]:
+    async def rebind(host: str, port: int) -> list[Address]:
         looked_up.append(host)
-        address = "8.8.8.8" if len(looked_up) == 1 else "127.0.0.1"
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+        return [ipaddress.ip_address("127.0.0.1" if len(looked_up) == 1 else "127.0.0.2")]
 
-    monkeypatch.setattr(loop, "getaddrinfo", rebind)
-    asked: list[httpx.Request] = []
-
-    async def connect(self: object, request: httpx.Request) -> httpx.Response:
-        asked.append(request)
-        return httpx.Response(200)
-
-    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", connect)
-    async with httpx.AsyncClient(transport=PublicOnly()) as client:
-        await client.post("https://rebind.example/done")
-    (request,) = asked
+    async with receiving(status(200)) as receiver:
+        http = GuardedHttp(lambda address: str(address) == "127.0.0.1", rebind)
+        await post(http, f"http://rebind.example:{receiver.port}/done")
+    ((headers, _),) = receiver.seen
     assert looked_up == ["rebind.example"]
-    assert request.url.host == "8.8.8.8"
-    assert request.headers["host"] == "rebind.example"
-    assert request.extensions["sni_hostname"] == "rebind.example"
+    assert headers["host"] == f"rebind.example:{receiver.port}"
+
+
+async def test_tls_asks_for_the_name_and_not_for_the_address() -> None:
+    hello: list[bytes] = []
+
+    async def read_hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello.append(await reader.read(4096))
+        writer.close()
+
+    async def here(host: str, port: int) -> list[Address]:
+        return [ipaddress.ip_address("127.0.0.1")]
+
+    async with await asyncio.start_server(read_hello, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ConnectionError):
+            await post(GuardedHttp(any_address, here), f"https://name.example:{port}/")
+    assert b"name.example" in hello[0]
+
+
+async def test_a_webhook_is_delivered_to_the_next_address_when_one_is_dead(jobs: Jobs) -> None:
+    async def two(host: str, port: int) -> list[Address]:
+        return [ipaddress.ip_address(address) for address in ("127.0.0.3", "127.0.0.1")]
+
+    jobs.webhooks = Webhooks(SECRET, 10.0, GuardedHttp(any_address, two))
+    async with receiving(status(200)) as receiver:
+        job = await deliver(jobs, f"http://two.example:{receiver.port}/", "delivered")
+    assert job.webhook_attempts == 1
 
 
 async def test_a_webhook_to_this_machine_fails_unless_it_is_allowed(jobs: Jobs) -> None:
-    jobs.webhooks = Webhooks(SECRET, timeout_s=1.0, allow_private=False)
+    jobs.webhooks = Webhooks(SECRET, timeout_s=1.0, http=GuardedHttp())
     async with receiving(status(200)) as receiver:
         job = await deliver(jobs, f"http://localhost:{receiver.port}/", "failed")
     assert (receiver.seen, job.webhook_attempts) == ([], 3)
