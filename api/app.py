@@ -26,6 +26,18 @@ from infra.fetch import Fetcher
 from infra.guarded_http import GuardedHttp
 from speech.jobs.desk import JobDesk
 
+SHAPES = ErrorShapes(
+    {
+        **process.ERROR_SHAPES,
+        **openai.ERROR_SHAPES,
+        **realtime.ERROR_SHAPES,
+        **whisper_asr.ERROR_SHAPES,
+        **whisper_rest.ERROR_SHAPES,
+        **models.ERROR_SHAPES,
+        **key_routes.ERROR_SHAPES,
+    }
+)
+
 
 def make_app(
     service: SpeechService,
@@ -40,42 +52,34 @@ def make_app(
 ) -> FastAPI:
     """The app that serves ``service`` and its live ``streams``; limits come from ``settings``.
 
-    ``key_limits`` count the requests of each API key, in this process alone unless told else.
-    Without a ``job_desk`` files are only worked on while their client waits.
-    ``fetcher`` is the one of ``settings.url_input`` where that is on.
+    ``key_limits`` count the requests of each API key, by default in this process alone.
+    Without a ``job_desk`` no job can be queued. ``fetcher`` is by default the one of
+    ``settings.url_input``, where that is on.
     ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
     The assets of ``/docs`` are local: the page works without the internet.
     """
-    shapes = ErrorShapes(
-        {
-            **process.ERROR_SHAPES,
-            **openai.ERROR_SHAPES,
-            **models.ERROR_SHAPES,
-            **whisper_asr.ERROR_SHAPES,
-            **whisper_rest.ERROR_SHAPES,
-            **realtime.ERROR_SHAPES,
-            **key_routes.ERROR_SHAPES,
-        }
-    )
     keys = KeyFile(resolve_path(settings.keys_file)) if settings.keys_file else None
-    upload_bounds = {
-        "": settings.max_upload_bytes,
-        openai.PREFIX: min(settings.max_upload_bytes, settings.max_openai_upload_bytes),
-    }
-    middleware = [
-        Middleware(RequestId, server_echoes=server_echoes_request_id),
-        Middleware(whisper_rest.Cors),
-        Middleware(ErrorBoundary, shapes=shapes),
-        Middleware(
-            BodyLimit,
-            max_bytes=upload_bounds,
-            min_bytes_per_s=settings.min_upload_bytes_per_s,
-            stall_s=settings.upload_stall_timeout_s,
-        ),
+    if settings.url_input and fetcher is None:
+        fetcher = Fetcher(settings.max_upload_bytes, settings.url_timeout_s, GuardedHttp())
+    heavy = heavy_route(settings.max_concurrent_requests, settings.request_timeout_s)
+
+    def bounded(dialect: Dialect) -> SpeechService:
+        return with_max_duration(service, settings.max_seconds.get(dialect))
+
+    openai_aliases, rest_aliases = settings.openai_aliases, settings.whisper_rest_aliases
+    routers = [
+        process.router(bounded("v1"), heavy, job_desk, fetcher),
+        *([jobs.router(job_desk)] if job_desk is not None else ()),
+        openai.router(bounded("openai"), openai_aliases, heavy),
+        whisper_asr.router(bounded("asr"), settings.asr, heavy),
+        whisper_rest.router(bounded("whisper"), rest_aliases, version, heavy),
+        models.router(service, openai_aliases),
+        health.router(service, version),
+        live.router(streams),
+        vosk.router(streams),
+        realtime.router(streams, openai_aliases),
+        *([key_routes.router(keys)] if keys is not None else ()),
     ]
-    if keys is not None:
-        guard = Middleware(KeyCheck, keys=keys, limits=key_limits or LocalLimits(), shapes=shapes)
-        middleware.insert(-1, guard)
     app = FastAPIOffline(
         docs_url="/docs",
         redoc_url=None,
@@ -84,33 +88,43 @@ def make_app(
         version=version,
         description="Transcribe, diarize and read emotions in speech.",
         form_limits=FORM_LIMITS,
-        middleware=middleware,
+        middleware=_middleware(settings, server_echoes_request_id, keys, key_limits),
         exception_handlers={
-            HTTPException: shapes.on_http_exception,
-            RequestValidationError: shapes.on_invalid_form,
+            HTTPException: SHAPES.on_http_exception,
+            RequestValidationError: SHAPES.on_invalid_form,
         },
     )
-    heavy = heavy_route(settings.max_concurrent_requests, settings.request_timeout_s)
-    if settings.url_input and fetcher is None:
-        fetcher = Fetcher(settings.max_upload_bytes, settings.url_timeout_s, GuardedHttp())
-
-    def bounded(dialect: Dialect) -> SpeechService:
-        return with_max_duration(service, settings.max_seconds.get(dialect))
-
-    app.include_router(process.router(bounded("v1"), heavy, job_desk, fetcher))
-    if job_desk is not None:
-        app.include_router(jobs.router(job_desk))
-    app.include_router(openai.router(bounded("openai"), settings.openai_aliases, heavy))
-    app.include_router(whisper_asr.router(bounded("asr"), settings.asr, heavy))
-    app.include_router(
-        whisper_rest.router(bounded("whisper"), settings.whisper_rest_aliases, version, heavy)
-    )
-    app.include_router(models.router(service, settings.openai_aliases))
-    app.include_router(health.router(service, version))
-    app.include_router(live.router(streams))
-    app.include_router(vosk.router(streams))
-    app.include_router(realtime.router(streams, settings.openai_aliases))
+    for router in routers:
+        app.include_router(router)
     if keys is not None:
-        app.include_router(key_routes.router(keys))
         describe_keys(app)
     return app
+
+
+def _middleware(
+    settings: IngressSettings,
+    server_echoes_request_id: bool,
+    keys: KeyFile | None,
+    key_limits: KeyLimits | None,
+) -> list[Middleware]:
+    """The middleware, the outermost first."""
+    limits = key_limits or LocalLimits()
+    max_bytes = {
+        "": settings.max_upload_bytes,
+        openai.PREFIX: min(settings.max_upload_bytes, settings.max_openai_upload_bytes),
+    }
+    key_check = (
+        [] if keys is None else [Middleware(KeyCheck, keys=keys, limits=limits, shapes=SHAPES)]
+    )
+    return [
+        Middleware(RequestId, server_echoes=server_echoes_request_id),
+        Middleware(whisper_rest.Cors),
+        Middleware(ErrorBoundary, shapes=SHAPES),
+        *key_check,
+        Middleware(
+            BodyLimit,
+            max_bytes=max_bytes,
+            min_bytes_per_s=settings.min_upload_bytes_per_s,
+            stall_s=settings.upload_stall_timeout_s,
+        ),
+    ]

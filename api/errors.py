@@ -1,7 +1,7 @@
-"""What went wrong, said on the wire: one table from the error family to HTTP, a shape per dialect.
+"""Errors on the wire: one table from the error family to HTTP, and a renderer for each dialect.
 
 Handlers raise. :class:`ErrorBoundary` turns what they raised into a :class:`Problem`, and the
-dialect that owns the path says it.
+dialect that owns the path renders it.
 """
 
 import logging
@@ -51,7 +51,7 @@ DEFAULT_RETRY_AFTER_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error on its way out; ``detail`` is a text, or the list of what a form lacks."""
+    """An error as HTTP; ``detail`` is a text, or the list of fields that are missing or wrong."""
 
     status: int
     code: str
@@ -84,7 +84,7 @@ def render_detail(problem: Problem) -> Response:
 
 
 def problem_of(error: Exception) -> Problem:
-    """What to tell the client; an error from outside the family is logged and not told."""
+    """The problem of an error; one from outside the family is logged, and its text is withheld."""
     if not isinstance(error, SpeechError) or error.code == SpeechError.code:
         log.error("request %s failed", request_id.get(), exc_info=error)
         return Problem(500, SpeechError.code, f"internal error in request {request_id.get()}")
@@ -104,14 +104,14 @@ def family_problem(
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    """The header that says when to come again, in whole seconds."""
+    """The header Retry-After, in whole seconds."""
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def problem_of_http(error: HTTPException) -> Problem:
     """The problem of an error that the web framework raised."""
     if isinstance(error.__cause__, SpeechError):
-        # FastAPI puts its own 400 over whatever stops the reading of a body.
+        # FastAPI wraps every error that is raised while it reads a body in a 400 of its own.
         return problem_of(error.__cause__)
     slug = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     code = "invalid_request" if error.status_code == 400 else slug
@@ -119,7 +119,7 @@ def problem_of_http(error: HTTPException) -> Problem:
 
 
 def problem_of_form(error: RequestValidationError) -> Problem:
-    """The problem of a form that lacks a part; what was sent instead is not repeated."""
+    """The problem of an incomplete form; the values that were sent are not repeated."""
     fields = [{key: item[key] for key in ("type", "loc", "msg")} for item in error.errors()]
     return Problem(422, "invalid_request", fields)
 
@@ -181,13 +181,13 @@ class ErrorBoundary:
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}}
 _DESCRIPTIONS = {
     400: "The audio is empty, or the form is malformed.",
-    404: "There is nothing of that name.",
+    404: "Not found.",
     408: "The upload stalls or is too slow.",
     413: "The upload has too many bytes, or the audio too many seconds.",
     415: "The upload cannot be decoded as audio.",
     422: "The request is incomplete, contradictory, or asks for what is not served here.",
-    500: "A model failed, or something that should not happen did.",
-    503: "Too busy now, or a model cannot be served now; try again after Retry-After seconds.",
+    500: "A model failed, or an internal error.",
+    503: "Too busy, or a model is unavailable; retry after Retry-After seconds.",
     504: "The request did not finish within its deadline.",
 }
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from speech.errors import AudioTooLarge, DeadlineExceeded, Overloaded, UploadTooSlow
 
 ANSWER_GRACE_S = 5.0
-"""Seconds beyond the deadline in which a streamed answer can report it, and its client read it."""
+"""Seconds beyond the deadline in which a streamed answer reports it and its client reads that."""
 
 DISPLACEABLE_AFTER_S = 2.0
 """An upload so far behind its least rate loses its place to a request that finds none free."""
@@ -32,8 +32,8 @@ class Upload:
     """The ``receive`` of one request: bounds the bytes of the body and the waits for them.
 
     Waiting for the client uses up ``stall_s`` seconds, each byte restores ``1 / min_bytes_per_s``
-    of them, never above ``stall_s``. So the longest silence and the average rate have one bound,
-    and a fast beginning buys no slow rest. The time that the app takes does not count.
+    of them, never above ``stall_s``. So one bound holds for the longest silence and for the average
+    rate, and a fast beginning does not allow a slow rest. Time that the app takes does not count.
 
     Calls raise AudioTooLarge, also for a declared length before the first byte is read, and
     UploadTooSlow.
@@ -101,14 +101,14 @@ class Upload:
 
     def _too_slow(self) -> UploadTooSlow:
         return UploadTooSlow(
-            f"The request body came slower than {self._min_bytes_per_s} bytes per second."
+            f"The request body arrived slower than {self._min_bytes_per_s} bytes per second."
         )
 
 
 class BodyLimit:
     """ASGI middleware that bounds the body of every request, see :class:`Upload`.
 
-    The errors are raised where the app reads: a body that nobody reads costs nothing. ``max_bytes``
+    The errors are raised where the app reads: a body that is not read costs nothing. ``max_bytes``
     holds the bound of each path prefix, "" for all; the longest prefix wins.
     """
 
@@ -137,7 +137,7 @@ class Places:
     """The requests that are worked on at once, their uploads included.
 
     When all places are taken, the upload that is furthest behind its least rate loses its own to
-    the new request, so that slow clients keep nobody out.
+    the new request: slow clients cannot block others.
     """
 
     def __init__(self, count: int) -> None:

@@ -54,7 +54,7 @@ class CacheEntry(TypedDict):
 
 
 def _render_both(problem: Problem) -> Response:
-    """The shape of the v1 API with OpenAI's error object beside it: clients of both come here."""
+    """The shape of the v1 API and OpenAI's error object in one: clients of both use the routes."""
     code = "model_not_found" if problem.status == 404 else problem.code
     body = {
         "detail": problem.detail,
@@ -78,8 +78,8 @@ def router(service: SpeechService, aliases: Mapping[str, str | None]) -> APIRout
         return {row["model_name"] for row in await service.cache_stats()}
 
     def find(name: str) -> ModelEntry | None:
-        meant = aliases.get(name, name)
-        return service.catalogue.find(meant or service.default_models["transcribe"])
+        id = aliases.get(name, name) or service.default_models["transcribe"]
+        return service.catalogue.find(id)
 
     def describe(entry: ModelEntry, loaded: set[str]) -> Model:
         repo = entry.source.repo

@@ -1,4 +1,4 @@
-"""What the dialects ask of the service behind them; in production the ingress, in tests a fake."""
+"""The service as the dialects use it; the ingress implements it, and a fake in tests."""
 
 from collections.abc import AsyncGenerator, Mapping, Set
 from dataclasses import replace
@@ -29,7 +29,7 @@ class SpeechService(Protocol):
 
     @property
     def catalogue(self) -> Catalogue:
-        """All models that are known, served here or not."""
+        """All models of the catalogue, served here or not."""
         ...
 
     @property
@@ -49,9 +49,9 @@ class SpeechService(Protocol):
     def stream(
         self, data: bytes, options: ProcessOptions
     ) -> AsyncGenerator[Segment | Transcript, None]:
-        """The segments of one file as they are heard, then its transcript, as the graph does it.
+        """The segments of one file as they are recognised, then its transcript.
 
-        Raises what :meth:`process` raises. Whoever stops early closes the generator.
+        Raises what :meth:`process` raises. A caller that stops early closes the generator.
         """
         ...
 
@@ -65,7 +65,7 @@ class SpeechService(Protocol):
 
 
 def with_max_duration(service: SpeechService, max_seconds: float | None) -> SpeechService:
-    """The same service, that takes no audio longer than ``max_seconds``; None: as it is."""
+    """The same service with a bound on the seconds of audio; None: no other bound."""
     return service if max_seconds is None else _WithMaxDuration(service, max_seconds)
 
 

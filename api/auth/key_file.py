@@ -21,7 +21,7 @@ MAX_FILE_BYTES = 256 * 1024
 """About 4000 keys; each request is compared with all of them, half a millisecond."""
 
 SETTLED_S = 2.0
-"""A file that changed less than this ago may change again without its time telling."""
+"""A file that changed less than this ago may change again without a new modification time."""
 
 _OPTION = re.compile(rb"([a-z]+)=(.*)")
 _OPTIONS = frozenset({"name", "routes", "rate", "concurrent"})
@@ -52,7 +52,7 @@ class Key:
         return self.rate is not None or self.concurrent is not None
 
     def opens(self, path: str) -> bool:
-        """Whether it is good for a path."""
+        """Whether the key may use a path."""
         return not self.routes or covers(self.routes, path)
 
 
@@ -93,11 +93,10 @@ def parse_line(line: bytes) -> Key | None:
 
 
 class KeyFile:
-    """The keys of a file as it is now: looking for one reads it again if it has changed.
+    """The keys of a file, which is read again when it has changed.
 
-    A file that cannot be read any more leaves the keys as they were, with one warning. A line that
-    is wrong opens nothing, and is named in the log by its number. Raises OSError if there is no
-    such file at first.
+    A file that becomes unreadable leaves the keys as they were, with one warning. A malformed line
+    is ignored, and the log names its number. Raises OSError if the file cannot be read at first.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,7 +115,7 @@ class KeyFile:
         self.refresh()
         digest = _digest(presented)
         found = None
-        # All are compared, so that the time tells nothing.
+        # All are compared: the time must not depend on which key matches.
         for key in self._keys.values():
             if hmac.compare_digest(key.digest, digest):
                 found = key
@@ -147,21 +146,21 @@ class KeyFile:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self._path))
         lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
         keys: dict[bytes, Key] = {}
-        complaints = []
+        faults = []
         for number, line in enumerate(lines, 1):
             try:
                 key = parse_line(line)
             except ValueError as error:
-                complaints.append(f"line {number} is left out: {error}")
+                faults.append(f"line {number} is ignored: {error}")
                 continue
             if key is not None and key.digest in keys:
-                complaints.append(f"line {number} has a key that was there before, and counts")
+                faults.append(f"line {number} repeats a key, and replaces the earlier line")
             if key is not None:
                 keys[key.digest] = key
         if keys != self._keys or not self._readable:
             log.info("%d keys in %s", len(keys), self._path)
-            for complaint in complaints:
-                log.warning("%s: %s", self._path, complaint)
+            for fault in faults:
+                log.warning("%s: %s", self._path, fault)
         self._keys, self._readable = keys, True
         settled = time.time() - stat.st_mtime > SETTLED_S
         self._seen = _identity(stat) if settled else None
@@ -200,7 +199,7 @@ def _count(options: dict[str, str], option: str) -> int | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Make a key file unless it is there, and say where it is; never what is in it."""
+    """Make a key file unless there is one, and print its path, never its content."""
     (path,) = map(Path, arguments)
     made = create_key_file(path)
     sys.stdout.write(

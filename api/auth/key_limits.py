@@ -1,4 +1,4 @@
-"""What the requests of one key may be: so many a minute, so many at once."""
+"""Limits of one key: requests per minute, requests at once."""
 
 import math
 import time
@@ -11,12 +11,12 @@ from typing import Protocol
 from api.auth.key_file import Key
 
 FULL_RETRY_AFTER_S = 2.0
-"""When to come again while all places are taken: nobody knows when one gets free."""
+"""Retry-After while all places are taken: when one becomes free is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Which limit is reached, and after how many seconds it may be worth to come again."""
+    """The limit that is reached, and the seconds after which to retry."""
 
     code: str
     message: str
@@ -24,7 +24,7 @@ class Refusal:
 
 
 class LimitReached(Exception):
-    """A key asks for more than it may."""
+    """A key has reached one of its limits."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal)
@@ -43,7 +43,7 @@ class KeyCounter:
     """The requests of each limited key: a token bucket, and the places that are taken.
 
     A bucket holds one minute's requests and fills evenly. A place is given back when the request
-    ends; one that is not renewed for ``lease_s`` is free as well, for who took it is gone.
+    ends, or when it is not renewed for ``lease_s``: its process is then taken for dead.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class KeyCounter:
     def enter(
         self, key: str, rate: int | None, concurrent: int | None, place: str
     ) -> Refusal | None:
-        """Count a request of a key and give it a place, or say which limit is reached."""
+        """Count a request of a key and give it a place, or return the limit that is reached."""
         now = self._clock()
         taken = {p: ends for p, ends in self._places.get(key, {}).items() if ends > now}
         if concurrent is not None and len(taken) >= concurrent:
@@ -81,7 +81,7 @@ class KeyCounter:
             self._places.pop(key, None)
 
     def renew(self, held: Mapping[str, Iterable[str]]) -> None:
-        """Go on holding places, also those that this counter does not know of."""
+        """Extend the lease of places, also of those that this counter does not hold."""
         ends = self._clock() + self._lease_s
         for key, places in held.items():
             self._places.setdefault(key, {}).update(dict.fromkeys(places, ends))

@@ -13,7 +13,7 @@ _TEXTS = {"missing_api_key": "Not authenticated", "invalid_api_key": "Невер
 
 
 class Reloaded(TypedDict):
-    """What became of the key file."""
+    """Answer of ``POST /keys/reload``."""
 
     message: str
 

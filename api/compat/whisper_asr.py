@@ -31,7 +31,7 @@ from speech.transcript import Transcript
 PATH = "/transcribe"
 MAX_CLIP_TIMES = 1000
 MAX_FIELDS = 128
-"""Text parts of the form; a list comes as one part for each value."""
+"""Most text parts of the form; a list is sent as one part for each value."""
 MAX_JSON_BYTES = 1024**2
 
 FAILED = "Ошибка транскрибации"
@@ -53,14 +53,14 @@ def _seconds(given: Any) -> Any:
 class AsrOptions(BaseModel):
     """Every option of ``/transcribe``; the ranges are those of the recogniser.
 
-    Where null is allowed it means the default of the service. Names that are not known are told in
-    a warning.
+    Where null is allowed it stands for the default of the service. Unknown names are listed in a
+    warning.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     format: Literal["json", "simple", "text"] = "json"
-    language: str | None = Field(None, max_length=32, description="ISO 639-1; found if absent.")
+    language: str | None = Field(None, max_length=32, description="ISO 639-1; detected if absent.")
     task: Literal["transcribe", "translate"] = "transcribe"
     temperature: float = Field(0.0, ge=0, le=2)
     beam_size: int | None = Field(None, ge=1, le=64)
@@ -79,19 +79,19 @@ class AsrOptions(BaseModel):
         None,
         ge=SLOWEST,
         le=FASTEST,
-        description="Times as fast as it is the audio is heard, at the same pitch.",
+        description="Speed of the audio for the recogniser, at the same pitch; 1 as it is.",
     )
 
     def given(self) -> dict[str, Any]:
-        """What was said, and nothing else."""
+        """The options that the request sets."""
         return {name: value for name, value in self if name in self.model_fields_set}
 
     def options(self, service: SpeechService, defaults: AsrSettings) -> ProcessOptions:
-        """The same for the graph. Raises what :func:`api.service.resolve_models` raises."""
+        """The options of the graph. Raises what :func:`api.service.resolve_models` raises."""
         chosen = self.model_dump(include=_RECOGNISERS, exclude_none=True)
         language = (self.language or defaults.language or "auto").lower()
         chosen["language"] = None if language == "auto" else language
-        # One temperature, so no hotter retries: as the original has it.
+        # As in the original: one temperature, so no retries at higher ones.
         chosen["temperature"] = (self.temperature,)
         if self.logprob_threshold is not None:
             chosen["log_prob_threshold"] = self.logprob_threshold
@@ -128,7 +128,7 @@ class SegmentWithWords(VerboseSegment):
 
 
 class AsrTranscription(TypedDict):
-    """``format: json``; ``language`` is null where nobody spoke."""
+    """``format: json``; ``language`` is null where no speech was found."""
 
     text: str
     segments: list[VerboseSegment | SegmentWithWords]
@@ -167,7 +167,7 @@ def router(service: SpeechService, defaults: AsrSettings, route_class: type[APIR
 
     @routes.post(
         PATH,
-        summary="What was said, as Whisper tells it",
+        summary="Transcribe a file, with Whisper's answer",
         response_model=AsrTranscription | AsrText,
         responses={200: {"content": {"text/plain": {}}}, **responses(400, 408, 413, 415, 422)}
         | responses(500, 503, 504),
@@ -176,10 +176,10 @@ def router(service: SpeechService, defaults: AsrSettings, route_class: type[APIR
         query: Annotated[AsrOptions, Query()],
         form: Annotated[AsrForm, Form(media_type="multipart/form-data")],
     ) -> Response:
-        said = form.given()
-        file: UploadFile = said.pop("audio_file")
-        part = await _json_part(said)
-        options = AsrOptions.model_validate({**part, **said, **query.given()})
+        form_options = form.given()
+        file: UploadFile = form_options.pop("audio_file")
+        part = await _json_part(form_options)
+        options = AsrOptions.model_validate({**part, **form_options, **query.given()})
         work = options.options(service, defaults)
         data = await file.read()
         await file.close()
@@ -192,24 +192,25 @@ def router(service: SpeechService, defaults: AsrSettings, route_class: type[APIR
 
 
 def _as_form(name: bytes, value: bytes) -> bytes:
-    """The README's curl lines call a form JSON; curl still says where its parts begin."""
+    """curl lines of the original's README label a form as JSON; its boundary is still given."""
     kind, _, parameters = value.partition(b";")
-    wrong = name == b"content-type" and kind == b"application/json" and b"boundary=" in parameters
-    return b"multipart/form-data;" + parameters if wrong else value
+    is_json = name == b"content-type" and kind == b"application/json"
+    mislabelled = is_json and b"boundary=" in parameters
+    return b"multipart/form-data;" + parameters if mislabelled else value
 
 
-async def _json_part(said: dict[str, Any]) -> dict[str, Any]:
+async def _json_part(form_options: dict[str, Any]) -> dict[str, Any]:
     """Take the part that is JSON out of the form and read it; its name is up to the client.
 
     Raises RequestValidationError.
     """
     found: dict[str, str] = {}
-    for name in set(said) - set(AsrOptions.model_fields):
-        value = said[name]
+    for name in set(form_options) - set(AsrOptions.model_fields):
+        value = form_options[name]
         if isinstance(value, str) and value.lstrip().startswith("{"):
-            found[name] = said.pop(name)
+            found[name] = form_options.pop(name)
         elif isinstance(value, FilePart) and value.content_type == "application/json":
-            text = await said.pop(name).read(MAX_JSON_BYTES + 1)
+            text = await form_options.pop(name).read(MAX_JSON_BYTES + 1)
             found[name] = text.decode(errors="replace")
     if len(found) > 1:
         raise _wrong_part(sorted(found)[1], "value_error", "one JSON part is taken, not several")
@@ -246,10 +247,10 @@ def _answer(transcript: Transcript, options: AsrOptions) -> Response:
 def _whisper(transcript: Transcript, options: AsrOptions) -> AsrTranscription:
     segments: list[VerboseSegment | SegmentWithWords] = []
     for number, segment in enumerate(transcript.segments or ()):
-        told = verbose_segment(number, segment)
+        body = verbose_segment(number, segment)
         words: list[Word] = [
             {"word": w.text, "start": w.start, "end": w.end, "probability": w.probability}
             for w in segment.words
         ]
-        segments.append({**told, "words": words} if options.word_timestamps else told)
+        segments.append({**body, "words": words} if options.word_timestamps else body)
     return {"text": transcript.text, "segments": segments, "language": transcript.language}

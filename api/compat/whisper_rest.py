@@ -30,9 +30,9 @@ SIZES = {
     "medium": "Еще более точная модель (~5 ГБ)",
     "large": "Самая точная модель (~10 ГБ)",
 }
-"""The names that its clients know, and what it says of them."""
+"""The model names of the original, and their descriptions."""
 NO_FILE = "Файл не найден в запросе"
-NOT_HEARD = "Ошибка при выполнении транскрипции"
+NOT_TRANSCRIBED = "Ошибка при выполнении транскрипции"
 NOT_LISTED = "Ошибка при получении списка моделей"
 
 VAD = {"threshold": 0.5, "min_silence_duration_ms": 1000, "speech_pad_ms": 200}
@@ -43,17 +43,17 @@ Aliases = Mapping[str, str | None]
 
 
 class TranscribeForm(BaseModel):
-    """``POST /api/transcribe``. Fields that it does not know are ignored, as the original does."""
+    """``POST /api/transcribe``. Unknown fields are ignored, as in the original."""
 
     model_config = ConfigDict(frozen=True)
 
     file: UploadFile = Field(description="Audio or video in any common container.")
     model: str | None = Field(None, description="A name of GET /api/models.")
-    language: str | None = Field(None, max_length=32, description="ISO 639-1; found if absent.")
+    language: str | None = Field(None, max_length=32, description="ISO 639-1; detected if absent.")
     task: Literal["transcribe", "translate"] = "transcribe"
 
     def options(self, service: SpeechService, aliases: Aliases) -> ProcessOptions:
-        """What the original asks of its recogniser, for the graph.
+        """The options that the original passes to its recogniser.
 
         Raises what :func:`api.service.resolve_models` raises.
         """
@@ -73,7 +73,7 @@ class TranscribeForm(BaseModel):
 
 
 class RestSegment(TypedDict):
-    """A stretch of speech, with the space before it."""
+    """A segment; the text begins with a space."""
 
     text: str
     start: float
@@ -81,7 +81,7 @@ class RestSegment(TypedDict):
 
 
 class RestTranscription(TypedDict):
-    """The answer; ``text`` and ``segments`` are absent where nobody spoke."""
+    """The answer; ``text`` and ``segments`` are absent where no speech was found."""
 
     text: NotRequired[str]
     language: str
@@ -128,9 +128,9 @@ def _render_error(problem: Problem) -> Response:
         if field == "file":
             detail, status = NO_FILE, 400
         else:
-            detail = f"{NOT_HEARD}: {field}: {wrong['msg']}"
+            detail = f"{NOT_TRANSCRIBED}: {field}: {wrong['msg']}"
     elif problem.status not in (401, 403, 404, 405, 429):
-        detail = f"{NOT_HEARD}: {detail}"
+        detail = f"{NOT_TRANSCRIBED}: {detail}"
     return _error(detail, status, problem)
 
 
@@ -152,8 +152,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": RestError, "description": "The file, the form or the model is wrong."},
     "5XX": {
         "model": RestError,
-        "description": "500: a model failed. 503: too busy, or a model cannot be served now; come "
-        "back after Retry-After seconds. 504: the request took too long.",
+        "description": "500: a model failed. 503: too busy, or a model cannot be served now; "
+        "retry after Retry-After seconds. 504: the request took too long.",
     },
 }
 
@@ -193,7 +193,7 @@ class Cors:
 def router(
     service: SpeechService, aliases: Aliases, version: str, route_class: type[APIRoute]
 ) -> APIRouter:
-    """The routes; ``aliases`` say what the names of models mean here.
+    """The routes; ``aliases`` map the names of models.
 
     ``route_class`` bounds the transcription, see :func:`api.limits.heavy_route`.
     """
@@ -202,7 +202,7 @@ def router(
     metrics = RestMetrics()
     started_at = time.monotonic()
 
-    @heavy.post("/transcribe", summary="What was said", response_model=RestTranscription)
+    @heavy.post("/transcribe", summary="Transcribe a file", response_model=RestTranscription)
     async def transcribe(
         form: Annotated[TranscribeForm, Form(media_type="multipart/form-data")],
     ) -> Response:
@@ -218,9 +218,9 @@ def router(
         except Exception:
             metrics.errors_total += 1
             raise
-        taken_s = time.monotonic() - begun_at
-        metrics.processing_time_ms += round(taken_s * 1000)
-        return Response(to_json(_render(transcript, taken_s)), media_type="application/json")
+        elapsed_s = time.monotonic() - begun_at
+        metrics.processing_time_ms += round(elapsed_s * 1000)
+        return Response(to_json(_render(transcript, elapsed_s)), media_type="application/json")
 
     @routes.get("/models", summary="List the recognisers by the names that transcribe takes")
     async def list_models() -> RestModels:
@@ -245,14 +245,14 @@ def router(
 
 
 def _names(service: SpeechService, aliases: Aliases) -> dict[str, tuple[str, str]]:
-    """Each name that a client may send: the id that it means, and what to say of it.
+    """Each name that a client may send: the id of its model, and the description.
 
-    A model has the names of :data:`SIZES` and of the aliases that mean it, else its id.
+    A model has those names of :data:`SIZES` and of the aliases that stand for it, else its id.
     """
     found: dict[str, tuple[str, str]] = {}
     for name in dict.fromkeys([*SIZES, *aliases]):
-        meant = aliases.get(name, name) or service.default_models["transcribe"]
-        entry = service.catalogue.find(meant)
+        id = aliases.get(name, name) or service.default_models["transcribe"]
+        entry = service.catalogue.find(id)
         if entry is not None and entry.family in service.families:
             found[name] = (entry.id, SIZES.get(name, entry.description))
     listed = {id for id, _ in found.values()}
@@ -263,8 +263,8 @@ def _names(service: SpeechService, aliases: Aliases) -> dict[str, tuple[str, str
     return found
 
 
-def _render(transcript: Transcript, taken_s: float) -> RestTranscription:
-    body: RestTranscription = {"language": transcript.language or "", "processing_time": taken_s}
+def _render(transcript: Transcript, elapsed_s: float) -> RestTranscription:
+    body: RestTranscription = {"language": transcript.language or "", "processing_time": elapsed_s}
     if transcript.text:
         body["text"] = transcript.text
     if transcript.segments:

@@ -1,4 +1,4 @@
-"""OpenAI's error object: how every failure on its routes is said."""
+"""OpenAI's error object, which renders every failure on its routes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 from api.errors import Problem
 
 _STATUS = {415: 400, 422: 400}
-"""OpenAI has one status for all that is wrong with a request but its size."""
+"""OpenAI has one status for every fault of a request but its size."""
 _STATUS_OF_CODE = {"model_not_found": 404, "invalid_api_key": 401}
 _CODES = {"missing": "missing_required_parameter"}
 _ONE_KEY_CODE = {"missing_api_key": "invalid_api_key"}
@@ -40,8 +40,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     },
     "5XX": {
         "model": OpenAIErrorBody,
-        "description": "500: a model failed. 503: too busy, or a model cannot be served now; come "
-        "back after Retry-After seconds. 504: the request took too long.",
+        "description": "500: a model failed. 503: too busy, or a model cannot be served now; "
+        "retry after Retry-After seconds. 504: the request took too long.",
     },
 }
 """The OpenAPI entries of the errors of OpenAI's routes."""
@@ -53,13 +53,13 @@ def refused(field: str, message: str) -> RequestValidationError:
 
 
 def error_object(problem: Problem) -> ErrorObject:
-    """What OpenAI's clients read; of several wrong fields the first is told."""
+    """The error object of a problem; of several wrong fields it names the first."""
     param, code, message = None, problem.code, problem.detail
     if code == "model_not_found":
         param = "model"
     if not isinstance(message, str):
         first = message[0]
-        # The first part of the place says body, query or path; a body that is no form has no more.
+        # loc begins with body, query or path; for a body that is no form there is nothing after it.
         place = first["loc"][1:]
         param = str(place[0]) if place else None
         code = _CODES.get(first["type"], "invalid_value")

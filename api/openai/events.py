@@ -1,4 +1,4 @@
-"""A transcript as OpenAI's server-sent events, told while later audio is still being recognised."""
+"""A transcript as OpenAI's server-sent events, sent while later audio is still recognised."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -25,13 +25,13 @@ from api.openai.responses import (
 )
 from speech.transcript import Segment, Transcript
 
-Heard = Segment | Transcript
-Work = AsyncGenerator[Heard, None]
+Item = Segment | Transcript
+Work = AsyncGenerator[Item, None]
 """What :meth:`api.service.SpeechService.stream` yields."""
 
 
 class TextDelta(TypedDict):
-    """Text that follows what was told before; all deltas together are the text."""
+    """Text that follows the deltas before it; all deltas together are the text."""
 
     type: Literal["transcript.text.delta"]
     delta: str
@@ -54,27 +54,27 @@ class SpeechEvents:
     def __init__(self, form: SpeechForm) -> None:
         self._form = form
         self._speakers = Speakers() if form.response_format == "diarized_json" else None
-        self._told = 0
+        self._segments = 0
 
-    def of(self, heard: Heard) -> Iterator[Event]:
+    def of(self, item: Item) -> Iterator[Event]:
         """The events of a segment, or of the transcript that ends the stream."""
-        if isinstance(heard, Transcript):
-            yield self._done(heard)
+        if isinstance(item, Transcript):
+            yield self._done(item)
             return
-        text = heard.text.strip()
+        text = item.text.strip()
         if not text:
             return
         delta: TextDelta = {
             "type": "transcript.text.delta",
-            "delta": f" {text}" if self._told else text,
+            "delta": f" {text}" if self._segments else text,
         }
-        self._told += 1
+        self._segments += 1
         if self._form.wants_logprobs:
-            delta["logprobs"] = logprobs(heard.words)
+            delta["logprobs"] = logprobs(item.words)
         if self._speakers is None:
             yield delta
             return
-        segment = diarized_segment(heard, self._told, self._speakers)
+        segment = diarized_segment(item, self._segments, self._speakers)
         delta["segment_id"] = segment["id"]
         yield delta
         yield segment
@@ -92,7 +92,7 @@ class SpeechEvents:
 
 
 class EventStream(StreamingResponse):
-    """The events of ``work``, of which ``first`` was taken already.
+    """The events of ``work``, of which ``first`` is the first item, taken already.
 
     ``within_deadline`` bounds each wait. An error ends the stream as an event with OpenAI's error
     object; whatever ends the stream ends the work.
@@ -102,14 +102,14 @@ class EventStream(StreamingResponse):
 
     def __init__(
         self,
-        first: Heard,
+        first: Item,
         work: Work,
         form: SpeechForm,
         within_deadline: Callable[[], AbstractAsyncContextManager[None]],
     ) -> None:
-        # A proxy that collects the answer would hold the deltas back.
+        # Proxies must not buffer the answer, or the deltas would arrive late.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_told(first, work, SpeechEvents(form), within_deadline), headers=headers)
+        super().__init__(_lines(first, work, SpeechEvents(form), within_deadline), headers=headers)
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,20 +117,20 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _told(
-    heard: Heard,
+async def _lines(
+    item: Item,
     work: Work,
     events: SpeechEvents,
     within_deadline: Callable[[], AbstractAsyncContextManager[None]],
 ) -> AsyncIterator[bytes]:
     try:
         while True:
-            for event in events.of(heard):
+            for event in events.of(item):
                 yield _line(event)
-            if isinstance(heard, Transcript):
+            if isinstance(item, Transcript):
                 return
             async with within_deadline():
-                heard = await anext(work)
+                item = await anext(work)
     except Exception as error:
         yield _line({"error": error_object(problem_of(error))})
 

@@ -1,4 +1,4 @@
-"""What OpenAI's clients ask for: the forms of its audio routes, made options of the graph."""
+"""Requests of OpenAI's audio routes: their forms, converted to options of the graph."""
 
 import json
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ Hint = Annotated[str, Field(max_length=10_000)]
 STREAMED_FORMATS = ("json", "text", "diarized_json")
 FORMATS_WITH_EMOTION = ("json", "verbose_json", "diarized_json")
 CHUNKING = "chunking_strategy"
-NO_VOICES = "This service compares no voices: it cannot tell which known speaker is heard."
+NO_VOICES = "This service compares no voices: it cannot recognise known speakers."
 
 
 def _listed(name: str) -> AliasChoices:
@@ -69,7 +69,7 @@ class ServerVad(BaseModel):
 
 
 class Form(BaseModel):
-    """A form of the audio routes. Fields that it does not know are told in a warning."""
+    """A form of the audio routes. Unknown fields are named in a warning."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
@@ -77,7 +77,7 @@ class Form(BaseModel):
     model: str = Field(description="Model id, alias, or a name of OpenAI's.")
 
     def notes(self) -> list[str]:
-        """Warnings about what was asked for and is not done."""
+        """Warnings about options that are not honoured."""
         return [f"the field '{name[:64]}' is not known here" for name in self.model_extra or ()]
 
 
@@ -87,22 +87,22 @@ class SpeechForm(Form):
     prompt: Hint | None = None
     response_format: TranscriptionFormat = "json"
     temperature: float = Field(0.0, ge=0, le=1, description="0: raised where a window looks wrong.")
-    emotion: EmotionLevel | None = Field(None, description="What to tell the emotions of.")
+    emotion: EmotionLevel | None = Field(None, description="What to classify the emotions of.")
     hotwords: Hint | None = Field(None, description="Phrases parted by commas.")
     vad_filter: bool | None = Field(None, description="Leave silence out.")
 
     @property
     def granularities(self) -> set[Granularity]:
-        """Of what verbose_json tells the times."""
+        """What verbose_json has times of."""
         return {"segment"}
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether the answer says how sure each word is."""
+        """Whether the answer has the log probability of each word."""
         return False
 
     def _resolved(self, service: SpeechService, aliases: Aliases, **more: Any) -> ProcessOptions:
-        """The options of what is said here, and ``more`` of the recogniser's."""
+        """The options of this form, and ``more`` of the recogniser's."""
         wanted = self.response_format
         if self.emotion and wanted not in FORMATS_WITH_EMOTION:
             raise refused("emotion", f"response_format '{wanted}' has no place for emotions.")
@@ -170,23 +170,23 @@ class TranscriptionForm(SpeechForm, _SpeakersForm):
 
     @property
     def granularities(self) -> set[Granularity]:
-        """Of what verbose_json tells the times."""
+        """What verbose_json has times of."""
         return set(self.timestamp_granularities or ["segment"])
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether the answer says how sure each word is."""
+        """Whether the answer has the log probability of each word."""
         return bool(self.include)
 
     def notes(self) -> list[str]:
-        """Warnings about what was asked for and is not done."""
+        """Warnings about options that are not honoured."""
         notes = super().notes()
         if len(self.languages) > 1 and not self.language:
-            notes.append("languages[]: the language is sought among all that the model knows")
+            notes.append("languages[]: the language is detected among all that the model knows")
         return notes
 
     def options(self, service: SpeechService, aliases: Aliases) -> ProcessOptions:
-        """The same for the graph, every model named by the catalogue id that ``service`` has.
+        """The options of the graph, every model named by the catalogue id that ``service`` has.
 
         Raises RequestValidationError for a field that contradicts another or cannot be honoured,
         and what :func:`api.service.resolve_models` raises.

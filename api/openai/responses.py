@@ -1,4 +1,4 @@
-"""What OpenAI's clients are told: a transcript in each of its formats."""
+"""Answers of OpenAI's audio routes: a transcript in each of its formats."""
 
 import json
 import math
@@ -15,22 +15,22 @@ from speech import subtitles
 from speech.transcript import Segment, Transcript, Turn, Word
 
 WARNINGS_HEADER = "X-Speechgraph-Warnings"
-"""Where the warnings of a format without fields are told, as a JSON list."""
+"""Header with the warnings of a format without fields, as a JSON list."""
 LEAST_PROBABILITY = 1e-10
-"""Its logarithm is the lowest that is told: JSON has no infinity."""
+"""Its logarithm is the lowest that is sent: JSON has no infinity."""
 UNKNOWN = "unknown"
-"""The speaker or the language that nobody knows: clients expect a text there."""
+"""Stands for an unknown speaker or language: clients expect a text there."""
 
 
 class Usage(TypedDict):
-    """What was heard, in whole seconds."""
+    """Duration of the audio, in whole seconds."""
 
     type: Literal["duration"]
     seconds: int
 
 
 class Logprob(TypedDict):
-    """How sure a word is; OpenAI has one of these for each of its tokens."""
+    """Log probability of a word; OpenAI has one of these for each of its tokens."""
 
     token: str
     logprob: float
@@ -38,7 +38,7 @@ class Logprob(TypedDict):
 
 
 class EmotionSpan(TypedDict):
-    """How a stretch sounded: label to probability."""
+    """The emotions of a span: label to probability."""
 
     start: float
     end: float
@@ -47,7 +47,7 @@ class EmotionSpan(TypedDict):
 
 
 class SpeechAnswer(TypedDict):
-    """What every format with fields has; the last two are our own, there if they say something."""
+    """What every format with fields has; the last two are our own, absent if empty."""
 
     text: str
     usage: Usage
@@ -62,7 +62,7 @@ class Transcription(SpeechAnswer):
 
 
 class VerboseWord(TypedDict):
-    """A word and when it was said."""
+    """A word and its times."""
 
     word: str
     start: float
@@ -70,7 +70,7 @@ class VerboseWord(TypedDict):
 
 
 class VerboseSegment(TypedDict):
-    """A stretch of speech; the last six are Whisper's and 0 where another model heard it."""
+    """A segment; the last six fields are Whisper's, and 0 for other models."""
 
     id: int
     start: float
@@ -96,7 +96,7 @@ class TranscriptionVerbose(SpeechAnswer):
 
 
 class DiarizedSegment(TypedDict):
-    """What one speaker said; also the event of a stream."""
+    """A segment of one speaker; also the event of a stream."""
 
     type: Literal["transcript.text.segment"]
     id: str
@@ -116,7 +116,7 @@ class TranscriptionDiarized(SpeechAnswer):
 
 
 class SpeakerTurn(TypedDict):
-    """A stretch in which one speaker talks."""
+    """A turn of one speaker."""
 
     start: float
     end: float
@@ -124,7 +124,7 @@ class SpeakerTurn(TypedDict):
 
 
 class DiarizationResult(TypedDict):
-    """Who spoke when."""
+    """``POST /v1/audio/diarization``: the turns."""
 
     duration: float
     segments: list[SpeakerTurn]
@@ -133,7 +133,7 @@ class DiarizationResult(TypedDict):
 
 
 class Speakers:
-    """Letters for speakers in the order in which they are first heard: A, B, … Z, AA, AB, …"""
+    """Letters for speakers in the order of their first appearance: A, B, … Z, AA, AB, …"""
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
@@ -189,7 +189,7 @@ def add_ours(
 
 
 def add_logprobs(body: Transcription, transcript: Transcript) -> None:
-    """Add how sure each word is, and a warning where the model does not say."""
+    """Add the log probability of each word, and a warning where the model gives none."""
     words = [word for segment in transcript.segments or () for word in segment.words]
     body["logprobs"] = logprobs(words)
     if len(body["logprobs"]) < len(words):
@@ -197,7 +197,7 @@ def add_logprobs(body: Transcription, transcript: Transcript) -> None:
 
 
 def logprobs(words: Iterable[Word]) -> list[Logprob]:
-    """How sure each word is, of those whose model says so."""
+    """Log probabilities of the words that have a probability."""
     return [
         {
             "token": word.text,
@@ -210,7 +210,7 @@ def logprobs(words: Iterable[Word]) -> list[Logprob]:
 
 
 def diarized_segment(segment: Segment, number: int, speakers: Speakers) -> DiarizedSegment:
-    """What one speaker said; segments are numbered from 1."""
+    """A segment of one speaker; segments are numbered from 1."""
     body: DiarizedSegment = {
         "type": "transcript.text.segment",
         "id": f"seg_{number:03}",
@@ -225,7 +225,7 @@ def diarized_segment(segment: Segment, number: int, speakers: Speakers) -> Diari
 
 
 def diarization_answer(transcript: Transcript, form: DiarizationForm) -> Response:
-    """Who spoke when, as JSON or as RTTM."""
+    """The turns, as JSON or as RTTM."""
     turns = transcript.turns or ()
     if form.response_format == "rttm":
         return _text(_rttm(turns, form.file.filename or ""), transcript, form)
@@ -240,12 +240,12 @@ def diarization_answer(transcript: Transcript, form: DiarizationForm) -> Respons
 
 
 def usage(transcript: Transcript) -> Usage:
-    """A second that has begun counts."""
+    """Duration in seconds, rounded up."""
     return {"type": "duration", "seconds": math.ceil(transcript.duration)}
 
 
 def warnings_of(transcript: Transcript, form: Form) -> list[str]:
-    """What was done differently from what was asked."""
+    """Where the work differs from the request."""
     return [*form.notes(), *transcript.warnings]
 
 
@@ -272,7 +272,7 @@ def _verbose(transcript: Transcript, form: SpeechForm) -> TranscriptionVerbose:
 
 
 def verbose_segment(number: int, segment: Segment) -> VerboseSegment:
-    """A segment as Whisper tells it; segments are numbered from 0."""
+    """A segment with Whisper's fields; segments are numbered from 0."""
     body: VerboseSegment = {
         "id": number,
         "start": segment.start,

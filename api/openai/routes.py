@@ -34,7 +34,7 @@ MULTIPART = "multipart/form-data"
 
 
 def router(service: SpeechService, aliases: Aliases, route_class: type[APIRoute]) -> APIRouter:
-    """The audio routes; ``aliases`` say what OpenAI's model names mean here.
+    """The audio routes; ``aliases`` map OpenAI's model names.
 
     ``route_class`` bounds them, see :func:`api.limits.heavy_route`.
     """
@@ -43,13 +43,13 @@ def router(service: SpeechService, aliases: Aliases, route_class: type[APIRoute]
         tags=["openai"],
         route_class=route_class,
         responses=RESPONSES,
-        # Lists come as one field for each value.
+        # A list is sent as one field for each value.
         form_limits={"max_fields": 32},
     )
 
     @routes.post(
         "/transcriptions",
-        summary="What was said, as OpenAI tells it",
+        summary="Transcribe a file",
         response_model=Transcription | TranscriptionVerbose | TranscriptionDiarized,
         responses=_also("text/plain", "text/event-stream"),
     )
@@ -57,10 +57,10 @@ def router(service: SpeechService, aliases: Aliases, route_class: type[APIRoute]
         request: Request, form: Annotated[TranscriptionForm, FormBody(media_type=MULTIPART)]
     ) -> Response:
         options = form.options(service, aliases)
-        data = await _taken(form.file)
+        data = await _data_of(form.file)
         if form.stream:
             work = service.stream(data, options)
-            # What fails before anything is heard is still an answer with a status of its own.
+            # A failure before the first segment is still an answer with a status of its own.
             first = await anext(work)
             return EventStream(first, work, form, partial(within_deadline, request))
         transcript = await service.process(data, options)
@@ -68,7 +68,7 @@ def router(service: SpeechService, aliases: Aliases, route_class: type[APIRoute]
 
     @routes.post(
         "/translations",
-        summary="What was said, in English",
+        summary="Translate a file to English",
         response_model=Transcription | TranscriptionVerbose,
         responses=_also("text/plain"),
     )
@@ -76,12 +76,12 @@ def router(service: SpeechService, aliases: Aliases, route_class: type[APIRoute]
         form: Annotated[TranslationForm, FormBody(media_type=MULTIPART)],
     ) -> Response:
         options = form.options(service, aliases)
-        transcript = await service.process(await _taken(form.file), options)
+        transcript = await service.process(await _data_of(form.file), options)
         return await run_in_threadpool(speech_answer, transcript, form)
 
     @routes.post(
         "/diarization",
-        summary="Who spoke when",
+        summary="Diarize a file",
         response_model=DiarizationResult,
         responses=_also("text/plain"),
     )
@@ -89,14 +89,14 @@ def router(service: SpeechService, aliases: Aliases, route_class: type[APIRoute]
         form: Annotated[DiarizationForm, FormBody(media_type=MULTIPART)],
     ) -> Response:
         options = form.options(service, aliases)
-        transcript = await service.process(await _taken(form.file), options)
+        transcript = await service.process(await _data_of(form.file), options)
         return diarization_answer(transcript, form)
 
     return routes
 
 
-async def _taken(file: UploadFile) -> bytes:
-    """The upload, whose temporary file need not stay while the models run."""
+async def _data_of(file: UploadFile) -> bytes:
+    """The bytes of the upload; its temporary file is closed before the models run."""
     data = await file.read()
     await file.close()
     if not data:

@@ -1,4 +1,4 @@
-"""What a v1 client asks for: ``request_json``, checked and made options of the graph."""
+"""Requests of the v1 API: ``request_json``, validated and converted to options of the graph."""
 
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ from speech.ports import (
 
 MAX_ERROR_CHARS = 2000
 V1_EMOTION_NAME = "gigaam_emo"
-"""What v1 clients send as ``emo.model_name`` when nobody chose one: the default model."""
+"""What v1 clients send as ``emo.model_name`` by default: it stands for the default model."""
 
 IdempotencyKey = Annotated[str, Field(pattern=r"^[!-~]{1,255}$")]
 Prompt = Annotated[str, Field(max_length=10_000)]
@@ -41,7 +41,7 @@ def _as_tuple(value: float | tuple[float, ...]) -> tuple[float, ...]:
 
 
 class _Block(BaseModel):
-    """A part of the request; keys that it does not know are ignored."""
+    """A part of the request; unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -93,10 +93,10 @@ class TraSettings(_Block):
     hotwords: Prompt | None = None
 
     def options(self) -> TranscribeOptions:
-        """The same for the graph; "auto" is None there."""
+        """The options of the graph; "auto" is None there."""
         language = (self.language or "auto").lower()
-        heard = None if language == "auto" else language
-        return TranscribeOptions(**(self.model_dump() | {"language": heard}))
+        given = None if language == "auto" else language
+        return TranscribeOptions(**(self.model_dump() | {"language": given}))
 
 
 SpeakerCount = Annotated[int, Field(ge=1, le=64)]
@@ -128,7 +128,7 @@ class EmoSettings(_Block):
 
 
 class Settings(_Block):
-    """The tasks, and how to do each. A block that is absent or null means its defaults."""
+    """The tasks, and how to do each. An absent or null block stands for its defaults."""
 
     tasks: list[Task] = Field(["transcribe"], min_length=1, max_length=16)
     tra: TraSettings | None = None
@@ -138,7 +138,7 @@ class Settings(_Block):
 
 
 class ProcessRequest(_Block):
-    """What ``request_json`` says."""
+    """Content of ``request_json``."""
 
     settings: Settings
     format_output: Literal["json", "text"] = "json"
@@ -155,7 +155,7 @@ class ProcessRequest(_Block):
     )
 
     @model_validator(mode="after")
-    def _told_of_a_job(self) -> "ProcessRequest":
+    def _webhook_needs_a_job(self) -> "ProcessRequest":
         if self.webhook_url is not None and not self.async_process:
             raise ValueError("webhook_url needs async_process")
         return self
@@ -175,7 +175,7 @@ class ProcessRequest(_Block):
             raise InvalidRequest(f"Invalid 'request_json' payload: {found}") from None
 
     def options(self, service: SpeechService) -> ProcessOptions:
-        """The same for the graph, every model named by the catalogue id that ``service`` has.
+        """The options of the graph, every model named by the catalogue id that ``service`` has.
 
         Raises what :func:`api.service.resolve_models` raises.
         """

@@ -71,7 +71,7 @@ class FakeService:
         self.answer: Transcript | Exception | Callable[[], Awaitable[Transcript]] = Transcript(1.0)
         self.calls: list[tuple[bytes, ProcessOptions]] = []
         self.before_segment: Callable[[int], Awaitable[None]] = AsyncMock()
-        """Awaited before each segment of a stream is heard, with its number."""
+        """Awaited before each segment of a stream, with its number."""
         self.deployments = {"Decoder": True, "Whisper": True}
         self.may_have_no_replicas: set[str] = set()
         self.loaded: list[dict[str, Any]] = []
@@ -122,10 +122,10 @@ def app_of(
 def no_streams(service: FakeService, settings: IngressSettings) -> LiveStreams:
     """Live streams of a service that has no model for them."""
 
-    def unheard(options: EndpointOptions) -> VoiceActivity:
+    def no_voice_activity(options: EndpointOptions) -> VoiceActivity:
         raise AssertionError("no stream can begin")
 
-    ports = LivePorts(unheard, None, AsyncMock(spec=Transcriber))
+    ports = LivePorts(no_voice_activity, None, AsyncMock(spec=Transcriber))
     return LiveStreams(service, ports, settings.sessions, LiveModels(None, None, None))
 
 

@@ -1,4 +1,4 @@
-"""Clients that send their requests slowly: what is waited for, and whom they cannot keep out."""
+"""Clients that send their requests slowly: how long each is waited for, and that others get in."""
 
 import asyncio
 import contextlib
@@ -86,7 +86,7 @@ def test_single_bytes_in_time_do_not_keep_an_upload_alive() -> None:
     assert refused_after(*[(STALL_S / 2, 1)] * 100) == pytest.approx(STALL_S, abs=0.1)
 
 
-def test_a_fast_beginning_buys_no_slow_rest() -> None:
+def test_a_fast_beginning_does_not_allow_a_slow_rest() -> None:
     assert refused_after((0, 100 * RATE), *[(1.0, 1)] * 100) == pytest.approx(STALL_S, abs=0.1)
 
 
@@ -255,7 +255,7 @@ async def trickling(address: str, count: int) -> AsyncIterator[list[Trickler]]:
 
 
 async def answered(address: str) -> httpx.Response:
-    """The answer to a normal client, who comes back when asked to."""
+    """The answer to a normal client, which retries after a 503."""
     async with httpx.AsyncClient(base_url=address) as client:
         while True:
             answer = await client.post(
@@ -267,7 +267,7 @@ async def answered(address: str) -> httpx.Response:
 
 
 @pytest.mark.parametrize("times", [1, 10])
-async def test_clients_that_trickle_keep_no_normal_client_out(
+async def test_clients_that_trickle_do_not_block_a_normal_client(
     times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api.limits, "DISPLACEABLE_AFTER_S", 0.1)

@@ -59,7 +59,7 @@ def test_a_wrong_line_opens_nothing_and_is_named_without_its_key(
     assert found(KeyFile(path), "key1", "secret", f"secret {options}", "key2") == [
         True, False, False, True,
     ]  # fmt: skip
-    assert "line 2 is left out" in caplog.text
+    assert "line 2 is ignored" in caplog.text
     assert "secret" not in caplog.text
     assert options not in caplog.text
 

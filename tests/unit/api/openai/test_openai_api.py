@@ -412,7 +412,7 @@ async def test_one_possible_language_is_the_language_and_several_are_a_warning(a
     answer = (await api.post(**{"languages[]": ["ru", "en"]})).json()
     assert service.calls[1][1].transcribe.language is None
     assert answer["warnings"] == [
-        "languages[]: the language is sought among all that the model knows"
+        "languages[]: the language is detected among all that the model knows"
     ]
 
 
