@@ -1,4 +1,4 @@
-"""Live streams as the dialects see them: names become models, options become sessions."""
+"""Live streams for the dialects: model names become catalogue entries, options become sessions."""
 
 import uuid
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from speech.live.stream_decoder import StreamDecoder
 
 @dataclass(frozen=True, slots=True)
 class LiveModels:
-    """Catalogue ids that live streams use when they name none; None where nothing serves it.
+    """Catalogue ids of the default models of live streams; None where no such model is served.
 
     ``streaming`` is frame-synchronous, ``utterance`` recognises whole utterances, ``general`` is
     the model of ``POST /v1/process``.
@@ -67,11 +67,13 @@ class LiveStreams:
         if entry is None or not served:
             raise ModelNotFound(f"Model '{name}' is not served here.")
         if entry.family not in ("whisper", "vosk"):
-            raise InvalidRequest(f"Model '{name}' is a {entry.family} model, it hears no words.")
+            raise InvalidRequest(
+                f"Model '{name}' is a {entry.family} model, it transcribes nothing."
+            )
         return entry
 
     def emotion_model(self) -> str:
-        """The model that says how an utterance sounded. Raises NotEnabled."""
+        """The model that classifies the emotion of utterances. Raises NotEnabled."""
         model = self._service.default_models.get("emotion")
         if model is None:
             raise NotEnabled("This service runs no model for emotions.")
@@ -86,9 +88,12 @@ class LiveStreams:
         owner: str = "",
         resume_from: ResumeState | None = None,
     ) -> LiveSession:
-        """A session that lives from now on. Raises Overloaded, NotEnabled, InvalidRequest."""
+        """Start a session; ``owner`` alone may resume it.
+
+        Raises Overloaded, NotEnabled, InvalidRequest.
+        """
         if options.speakers and self.models.speaker is None:
-            raise NotEnabled("This service runs no model that knows voices.")
+            raise NotEnabled("This service runs no speaker model.")
         session = LiveSession(
             session_id or uuid.uuid4().hex,
             options,

@@ -5,7 +5,8 @@ import logging
 import pytest
 from hypothesis import settings
 
-from tests.unit.live_service import Ears, serving
+from tests.unit.fake_models import FakeModels
+from tests.unit.live_service import serving
 
 # The duration of an example is no property of the code: a busy machine must not fail a test.
 settings.register_profile("without deadline", deadline=None)
@@ -15,7 +16,7 @@ settings.load_profile("without deadline")
 @pytest.fixture
 async def quick():
     """The service with fakes."""
-    async with serving(Ears()) as service:
+    async with serving(FakeModels()) as service:
         yield service
 
 

@@ -13,7 +13,9 @@ from api.live.connection import Disconnected, Frame
 from api.live.conversation import converse
 from api.v1.native_stream import NativeStream
 from speech.live import registry
-from tests.unit.live_service import WAIT_S, Ears, Gate, LiveService, exact, say, silence
+from tests.unit.fake_models import FakeModels, Gate
+from tests.unit.live_audio import exact, silence, speak
+from tests.unit.live_service import WAIT_S, LiveService
 
 START = '{"type": "start"}'
 END = '{"type": "end"}'
@@ -66,8 +68,8 @@ class MemoryConnection:
 
 
 def service_of(**settings: Any) -> LiveService:
-    ears = Ears()
-    return LiveService(ears.ports(), ears, **settings)
+    models = FakeModels()
+    return LiveService(models.ports(), models, **settings)
 
 
 async def talk(service: LiveService, connection: MemoryConnection) -> None:
@@ -86,7 +88,7 @@ async def talking(service: LiveService, connection: MemoryConnection) -> AsyncIt
 
 async def test_audio_goes_in_and_events_come_out_until_the_normal_end() -> None:
     service = service_of()
-    connection = MemoryConnection(START, exact(say(1, 2), silence(1)), END)
+    connection = MemoryConnection(START, exact(speak(1, 2), silence(1)), END)
     await talk(service, connection)
     sent = connection.unread
     assert (sent[0]["type"], sent[-1]["type"]) == ("ready", "done")
@@ -117,7 +119,7 @@ async def test_a_client_that_sends_nothing_is_closed_with_the_reason(
     service.assert_free()
 
 
-@pytest.mark.parametrize("frames", [(), (START,), (START, exact(say(1)))], ids=len)
+@pytest.mark.parametrize("frames", [(), (START,), (START, exact(speak(1)))], ids=len)
 async def test_a_client_that_leaves_is_not_answered_and_its_session_ends(
     frames: tuple[Frame, ...],
 ) -> None:
@@ -132,7 +134,7 @@ async def test_a_client_that_leaves_is_not_answered_and_its_session_ends(
 async def test_a_client_that_does_not_read_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversation, "SEND_TIMEOUT_S", 0.05)
     service = service_of(retention_s=0)
-    connection = MemoryConnection(START, exact(say(1)))
+    connection = MemoryConnection(START, exact(speak(1)))
     connection.reading.shut()
     await talk(service, connection)
     assert connection.closed == (1013, "the client does not read")
@@ -146,7 +148,7 @@ async def test_the_connection_that_resumes_a_session_supersedes_the_one_before()
         ready = await old.until("ready")
         async with talking(service, new):
             resume = {"session": ready["session"], "seq": 0, "from_s": 0.0}
-            new.feed(json.dumps({"type": "start", "resume": resume}), exact(say(1)), END)
+            new.feed(json.dumps({"type": "start", "resume": resume}), exact(speak(1)), END)
             assert (await new.until("ready"))["resumed"]
     assert old.closed == (4001, "the session goes on with another socket")
     assert [message["text"] for message in new.unread if message["type"] == "final"] == ["1"]
@@ -163,7 +165,7 @@ async def test_a_service_that_stops_goes_away_after_the_finals(
     connection = MemoryConnection(*frames)
     async with talking(service, connection):
         if frames:
-            connection.feed(exact(say(1)))
+            connection.feed(exact(speak(1)))
             await connection.until("partial")
         await service.streams.sessions.drain()
     finals = [message["text"] for message in connection.unread if message["type"] == "final"]
@@ -177,13 +179,13 @@ async def test_frames_wait_for_room_in_the_session_only_where_that_slows_the_cli
     flow_control: bool,
 ) -> None:
     service = service_of(max_pending_mb=1, retention_s=0)
-    service.ears.activity.shut()
+    service.models.activity.shut()
     connection = MemoryConnection(START, *[exact(silence(1))] * 30, flow_control=flow_control)
     async with talking(service, connection):
-        await service.ears.activity.reached.wait()
+        await service.models.activity.reached.wait()
         for _ in range(300):
             await asyncio.sleep(0)
         assert (connection.received < 31) is flow_control
-        service.ears.activity.open()
+        service.models.activity.open()
         connection.drop()
     service.assert_free()

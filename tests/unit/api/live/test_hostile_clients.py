@@ -17,12 +17,14 @@ from api.compat.vosk import Config
 from api.openai.realtime_settings import BetaSessionUpdate, SessionUpdate
 from api.v1.native_start import Start
 from api.v1.requests import ProcessRequest
-from tests.unit.live_service import STREAMING, UTTERANCES, WAIT_S, Ears, LiveService, exact, say
+from tests.unit.fake_models import FakeModels
+from tests.unit.live_audio import exact, speak
+from tests.unit.live_service import STREAMING, UTTERANCES, WAIT_S, LiveService
 
 Frame = str | bytes
 Place = tuple[str, ...]
 
-AUDIO = exact(say(1))
+AUDIO = exact(speak(1))
 
 
 def places(model: type[BaseModel], at: Place = ()) -> Iterator[Place]:
@@ -216,8 +218,8 @@ class Sockets:
 
     def __init__(self, runner: asyncio.Runner) -> None:
         self._runner = runner
-        ears = Ears()
-        self._service = LiveService(ears.ports(), ears, retention_s=0)
+        models = FakeModels()
+        self._service = LiveService(models.ports(), models, retention_s=0)
 
     def check(self, kind: Kind, sent: list[Any]) -> None:
         """A client sends all that and ends; the answers must be those of the dialect."""

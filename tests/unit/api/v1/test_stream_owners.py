@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.live_service import Client, Ears, LiveService, Message, exact, say, serving
+from tests.unit.fake_models import FakeModels
+from tests.unit.live_audio import exact, speak
+from tests.unit.live_service import Client, LiveService, Message, serving
 
 KEYS = "a-key name=mine\na-new-key name=mine\nanother-key name=other\n"
 
@@ -16,7 +18,7 @@ KEYS = "a-key name=mine\na-new-key name=mine\nanother-key name=other\n"
 async def service(tmp_path: Path) -> AsyncIterator[LiveService]:
     keys = tmp_path / "keys.txt"
     keys.write_text(KEYS)
-    async with serving(Ears(), whole=True, keys_file=str(keys), max_sessions=2) as service:
+    async with serving(FakeModels(), whole=True, keys_file=str(keys), max_sessions=2) as service:
         yield service
 
 
@@ -39,7 +41,7 @@ async def finals(client: Client, *audio: bytes) -> list[str]:
 async def dropped(service: LiveService, key: str) -> dict[str, Any]:
     """How the client of a dropped socket would resume its stream."""
     async with stream(service, key) as (client, ready):
-        await client.send(exact(say(1)))
+        await client.send(exact(speak(1)))
         seen = await client.until(type="partial")
         client.drop()
     return {"session": ready["session"], "seq": seen[-1]["seq"], "from_s": 0.0}
@@ -49,7 +51,7 @@ async def test_another_key_of_the_same_name_resumes_a_stream(service: LiveServic
     resume = await dropped(service, "a-key")
     async with stream(service, "a-new-key", resume) as (client, ready):
         assert ready["resumed"]
-        assert await finals(client, exact(say(2))) == ["1 2"]
+        assert await finals(client, exact(speak(2))) == ["1 2"]
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -71,23 +73,23 @@ async def test_a_stream_of_another_name_is_as_if_it_did_not_exist(
             "partial_model": None,
             "window_s": 30.0,
         }
-        assert await finals(client, exact(say(7))) == ["7"]
+        assert await finals(client, exact(speak(7))) == ["7"]
     if running:
         async with stream(service, "a-key", resume) as (client, ready):
             assert ready["resumed"]
-            assert await finals(client, exact(say(2))) == ["1 2"]
+            assert await finals(client, exact(speak(2))) == ["1 2"]
 
 
 async def test_streams_of_one_id_and_two_names_run_side_by_side(service: LiveService) -> None:
     async with stream(service, "a-key") as (mine, ready):
-        await mine.send(exact(say(1)))
+        await mine.send(exact(speak(1)))
         await mine.until(type="partial")
         resume = {"session": ready["session"], "seq": 0, "from_s": 0.0}
         async with stream(service, "another-key", resume) as (other, foreign):
             assert (foreign["session"], foreign["resumed"]) == (ready["session"], False)
-            assert await finals(mine, exact(say(2))) == ["1 2"]
+            assert await finals(mine, exact(speak(2))) == ["1 2"]
             assert mine.closed == (1000, "")
-            assert await finals(other, exact(say(7))) == ["7"]
+            assert await finals(other, exact(speak(7))) == ["7"]
 
 
 async def test_a_stream_of_another_name_keeps_its_place(service: LiveService) -> None:
