@@ -37,7 +37,7 @@ from speech.ports import MAX_HOTWORDS, TranscribeOptions
 from speech.transcript import Word
 
 MAX_UTTERANCE_S = 15.0
-"""What the full models may hear at once; they break above 18 s."""
+"""The longest audio that a full model recognises at once; they fail above 18 s."""
 ADVICE = "Прочти инструкцию в Schemas - 'WebSocketModel'"
 
 
@@ -65,7 +65,7 @@ class Config(BaseModel):
 
 
 class WebSocketModel(BaseModel):
-    """How ``WS /ws`` speaks; this schema is here for ``/docs``.
+    """The protocol of ``WS /ws``; this schema is here for ``/docs``.
 
     Send ``{"config": {"sample_rate": 16000, "wait_null_answers": true}}`` as text, then PCM s16le
     mono as binary frames of any size, then ``{"eof": 1}`` as text. Every answer is a JSON text of
@@ -78,33 +78,33 @@ class WebSocketModel(BaseModel):
     last_message: bool
 
 
-class _SoFar:
-    """The text of the utterances that are final, and of the one that is going on.
+class _Transcript:
+    """The texts of the final utterances, and of the running one.
 
     An utterance may have partials before the one before it is final.
     """
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.finals: list[str] = []
         self._partials: dict[int, str] = {}
 
-    def feed(self, event: Event) -> None:
+    def add(self, event: Event) -> None:
         """A partial or a final."""
         text = _text(_words(event.words))
         if event.kind == "partial":
             self._partials[event.utterance] = text
         else:
             self._partials.pop(event.utterance, None)
-            self.said.append(text)
+            self.finals.append(text)
 
     @property
     def partial(self) -> str:
         """The text of the utterance after the last final one."""
-        return self._partials.get(len(self.said), "")
+        return self._partials.get(len(self.finals), "")
 
 
 class _VoskSocket:
-    """What the two have in common: the configuration, the audio, the end."""
+    """The common part of both sockets: the configuration, the audio, the end."""
 
     resumable = False
 
@@ -113,7 +113,7 @@ class _VoskSocket:
         self._model = model
         self.config = Config()
         self.ended = False
-        self.so_far = _SoFar()
+        self.transcript = _Transcript()
 
     def greeting(self) -> Sequence[str]:
         return ()
@@ -139,7 +139,7 @@ class _VoskSocket:
         return []
 
     def _configure(self, frame: str) -> Sequence[str]:
-        """A text that is not the end: what it sets is changed, the rest stays."""
+        """A text that is not the end: settings that it has change, the others stay."""
         if frame and not _is_config(frame):
             return []
         try:
@@ -149,7 +149,7 @@ class _VoskSocket:
         return []
 
     def complaint(self, message: str) -> str:
-        """What to answer to a text that cannot be read; the stream goes on."""
+        """The answer to a text that cannot be read; the stream continues."""
         return _json({"error": message})
 
     def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
@@ -184,8 +184,8 @@ class _VoskSocket:
 
 
 class SherpaSocket(_VoskSocket):
-    """Server B. A full model answers once per pause-cut piece of at most 15 s; a streaming model
-    sends the text so far whenever it grows, as a string.
+    """Server B. A full model gives one answer per piece of at most 15 s, cut in pauses; a streaming
+    model sends the text so far whenever it grows, as a string.
 
     Exactly one message has ``last_message: true``, after the end; then the server closes.
     """
@@ -219,7 +219,7 @@ class SherpaSocket(_VoskSocket):
         return self._accumulate(event) if self._streaming else self._piecewise(event)
 
     def _piecewise(self, event: Event) -> Sequence[str]:
-        """One answer per piece; after the end one is held back, for it may be the last."""
+        """One answer per piece; after the end one is held back, as it may be the last."""
         if event.kind == "final":
             if not self.ended:
                 return self._piece(event)
@@ -242,8 +242,10 @@ class SherpaSocket(_VoskSocket):
 
     def _accumulate(self, event: Event) -> Sequence[str]:
         if event.kind in ("partial", "final"):
-            self.so_far.feed(event)
-            so_far = " ".join(text for text in (*self.so_far.said, self.so_far.partial) if text)
+            self.transcript.add(event)
+            so_far = " ".join(
+                text for text in (*self.transcript.finals, self.transcript.partial) if text
+            )
             if so_far != self._sent:
                 self._sent = so_far
                 return [_envelope(data=so_far)]
@@ -286,9 +288,9 @@ class ClassicSocket(_VoskSocket):
     def render(self, event: Event) -> Sequence[str]:
         match event.kind:
             case "partial":
-                self.so_far.feed(event)
+                self.transcript.add(event)
             case "final":
-                self.so_far.feed(event)
+                self.transcript.add(event)
                 if event.text:
                     self._results.append(event)
             case "progress":
@@ -309,18 +311,18 @@ class ClassicSocket(_VoskSocket):
             if self._results:
                 answers.append(_json(self._result(self._results.popleft().words)))
             else:
-                answers.append(_json({"partial": self.so_far.partial}))
+                answers.append(_json({"partial": self.transcript.partial}))
         return answers
 
     def _result(self, words: Sequence[Word]) -> dict[str, Any]:
         result = _words(words)
         text = _text(result)
-        told = {"result": result, "text": text} if self.config.words and result else {"text": text}
+        body = {"result": result, "text": text} if self.config.words and result else {"text": text}
         if not self.config.max_alternatives:
-            return told
-        sure = [word["conf"] for word in result]
-        confidence = sum(sure) / len(sure) if sure else 1.0
-        return {"alternatives": [{"confidence": confidence, **told}]}
+            return body
+        values = [word["conf"] for word in result]
+        confidence = sum(values) / len(values) if values else 1.0
+        return {"alternatives": [{"confidence": confidence, **body}]}
 
 
 def router(live: LiveStreams) -> APIRouter:
@@ -337,7 +339,7 @@ def router(live: LiveStreams) -> APIRouter:
 
     @routes.post(
         "/ws",
-        summary="How WS /ws speaks, see the schema WebSocketModel",
+        summary="The protocol of WS /ws, see the schema WebSocketModel",
         responses=responses(422),
         openapi_extra={
             "requestBody": {
@@ -348,7 +350,7 @@ def router(live: LiveStreams) -> APIRouter:
     async def describe(body: Annotated[dict[str, Any], Body()]) -> str:
         return ADVICE
 
-    @routes.get("/is_alive", summary="Liveness as server B tells it")
+    @routes.get("/is_alive", summary="Liveness in the form of server B")
     async def is_alive() -> dict[str, Any]:
         return {"error": False, "error_description": None, "data": "is running"}
 
@@ -383,10 +385,15 @@ def _config(frame: str, before: Config) -> Config:
 
 
 def _word(word: Word) -> dict[str, Any]:
-    """A word as Vosk says it: lower case, no punctuation; sure where the model does not say."""
+    """A word in Vosk's form: lower case, no punctuation; 1.0 where there is no probability."""
     text = word.text.strip().lower().strip('.,!?…:;"«»()-—')
-    sure = 1.0 if word.probability is None else round(word.probability, 6)
-    return {"conf": sure, "start": round(word.start, 3), "end": round(word.end, 3), "word": text}
+    confidence = 1.0 if word.probability is None else round(word.probability, 6)
+    return {
+        "conf": confidence,
+        "start": round(word.start, 3),
+        "end": round(word.end, 3),
+        "word": text,
+    }
 
 
 def _words(words: Sequence[Word]) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """``WS /v1/realtime?intent=transcription``: OpenAI's realtime transcription sessions.
 
 A client appends audio to a buffer; a turn of it becomes an item of the conversation when voice
-activity detection or the client commits it. The transcript of an item is told while it grows: a
-delta holds only what is never taken back.
+activity detection or the client commits it. The transcript of an item is sent while it grows: a
+delta holds only words that do not change any more.
 """
 
 import binascii
@@ -36,7 +36,8 @@ from speech.live.turns import Delta, TurnAssembler, TurnTranscript
 from speech.transcript import Word
 
 MAX_MESSAGE_CHARS = 4 * 1024**2
-"""Of one event of a client: a minute of PCM16 at 24 kHz. Reading it takes 30 ms of the loop."""
+"""Bound of one event of a client: a minute of PCM16 at 24 kHz. Parsing it blocks the event loop for
+30 ms."""
 MIN_COMMIT_SAMPLES = SAMPLE_RATE // 10
 """Least audio of a commit, OpenAI's bound of 100 ms."""
 BETA = "openai-beta.realtime-v1"
@@ -49,18 +50,18 @@ NOT_SERVED = {
     "response.cancel",
     "response.create",
 }
-"""Events of conversations."""
+"""Events of speech-to-speech sessions."""
 ERROR_SHAPES: Mapping[str, RenderError] = {"/v1/realtime": render_error}
-"""Of what is said before the socket is open."""
+"""Of errors before the socket is open."""
 _CODES = {"stream_too_long": "session_expired"}
-"""OpenAI's own names of what we name otherwise."""
+"""OpenAI's names of codes that differ from ours."""
 _VALUE_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 _Update = TypeVar("_Update", bound=BaseModel)
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
 class _RefusedError(Exception):
-    """An event of the client that is not obeyed; the session goes on."""
+    """An event of the client that is rejected; the session continues."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         self.code = code
@@ -71,7 +72,7 @@ class _RefusedError(Exception):
 class Realtime:
     """One socket; see :class:`api.live.conversation.Dialect`.
 
-    ``beta`` clients are told ``transcription_session.created`` and ``conversation.item.created``,
+    ``beta`` clients receive ``transcription_session.created`` and ``conversation.item.created``,
     the others ``session.created`` and ``conversation.item.added`` and ``.done``.
     """
 
@@ -103,46 +104,46 @@ class Realtime:
         self._uncommitted_before = 0
         """The same in the formats before, in samples at SAMPLE_RATE."""
 
-    # What the client says
+    # Events of the client
 
     def greeting(self) -> Sequence[str]:
-        """The session as the query wants it. Raises InvalidRequest."""
+        """The session with the settings of the query. Raises InvalidRequest."""
         if self._intent not in (None, "transcription"):
             raise InvalidRequest(
                 "This service only transcribes: connect with intent=transcription."
             )
         named = Transcription.model_construct(model=self._model)
         self._settings = replace(self._settings, transcription=named)
-        return [self._told("created")]
+        return [self._session_event("created")]
 
     def open(self, frame: Frame) -> Opening | Sequence[str]:
         """The stream begins with the first audio."""
-        answers = self._obey(frame)
+        answers = self._handle(frame)
         return answers if self._session is None else Opening(self._session, answers)
 
     def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
         """See :class:`api.live.conversation.Dialect`."""
-        return self._obey(frame)
+        return self._handle(frame)
 
-    def _obey(self, frame: Frame) -> Sequence[str]:
-        """What to answer at once. Raises Overloaded where the stream cannot begin."""
+    def _handle(self, frame: Frame) -> Sequence[str]:
+        """The immediate answer. Raises Overloaded where the stream cannot begin."""
         event_id: str | None = None
         try:
             event = _read(frame)
             given = event.get("event_id")
             event_id = given if isinstance(given, str) else None
-            return self._do(event)
+            return self._dispatch(event)
         except _RefusedError as error:
             kind = "invalid_request_error"
-            told = {"type": kind, "code": error.code, "message": error.message}
-            return [self._error(told | {"param": error.param}, event_id)]
-        except TooFarAhead as error:  # not logged: a client may do it without end
-            told = {"type": "server_error", "code": error.code, "message": error.message}
-            return [self._error(told | {"param": None}, event_id)]
+            body = {"type": kind, "code": error.code, "message": error.message}
+            return [self._error(body | {"param": error.param}, event_id)]
+        except TooFarAhead as error:  # not logged: a client may repeat it without end
+            body = {"type": "server_error", "code": error.code, "message": error.message}
+            return [self._error(body | {"param": None}, event_id)]
         except InvalidRequest as error:
             return [self._family_error(error.code, error.message, event_id)]
 
-    def _do(self, event: Mapping[str, Any]) -> Sequence[str]:
+    def _dispatch(self, event: Mapping[str, Any]) -> Sequence[str]:
         match event.get("type"):
             case "input_audio_buffer.append":
                 self._append(_audio(event))
@@ -158,7 +159,7 @@ class Realtime:
             case None:
                 raise _RefusedError("missing_required_parameter", "An event has a type.", "type")
             case str(kind) if kind in NOT_SERVED:
-                message = f"'{kind}' is for conversations, this session transcribes."
+                message = f"'{kind}' is for speech-to-speech, this session transcribes."
                 raise _RefusedError("not_supported", message, "type")
             case kind:
                 message = f"Unknown type of event: {str(kind)[:64]!r}."
@@ -218,28 +219,28 @@ class Realtime:
             becomes_manual = before.turn_detection and not settings.turn_detection
             self._count_from(0 if becomes_manual else self._uncommitted())
         self._settings = settings
-        return [self._told("updated")]
+        return [self._session_event("updated")]
 
-    # What the client is told
+    # Events of the server
 
     def render(self, event: Event) -> Sequence[str]:
         """See :class:`api.live.conversation.Dialect`."""
-        told: list[str] = []
+        sent: list[str] = []
         item = self._item(event.turn)
         match event.kind:
             case "speech_start":
                 at = {"audio_start_ms": _ms(event.start), "item_id": item}
-                told.append(self._event("input_audio_buffer.speech_started", **at))
+                sent.append(self._event("input_audio_buffer.speech_started", **at))
             case "speech_end":
                 at = {"audio_end_ms": _ms(event.end), "item_id": item}
-                told.append(self._event("input_audio_buffer.speech_stopped", **at))
+                sent.append(self._event("input_audio_buffer.speech_stopped", **at))
             case "turn":
-                told += self._committed(item)
+                sent += self._committed(item)
             case "cleared":
-                told.append(self._event("input_audio_buffer.cleared"))
+                sent.append(self._event("input_audio_buffer.cleared"))
             case "error":
-                told.append(self._family_error(event.code, event.text))
-        return [*told, *map(self._transcribed, self._turns.process(event))]
+                sent.append(self._family_error(event.code, event.text))
+        return [*sent, *map(self._transcribed, self._turns.process(event))]
 
     def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
         """See :class:`api.live.conversation.Dialect`."""
@@ -249,8 +250,8 @@ class Realtime:
         """See :class:`api.live.conversation.Dialect`."""
         return code_of(code)
 
-    def _told(self, what: str) -> str:
-        """The session as it was created or updated."""
+    def _session_event(self, what: str) -> str:
+        """The event that shows the session as it was created or updated."""
         model = self._options().mode.model
         shown = {
             "id": f"sess_{self._id}",
@@ -261,7 +262,7 @@ class Realtime:
         return self._event(f"{kind}.{what}", session=shown)
 
     def _committed(self, item: str) -> list[str]:
-        """A turn becomes an item of the conversation, the next after the last."""
+        """A turn becomes an item of the conversation, after the last one."""
         place = {"previous_item_id": self._last_item}
         self._last_item = item
         message = {
@@ -278,37 +279,40 @@ class Realtime:
             *(self._event(f"conversation.item.{kind}", item=message, **place) for kind in kinds),
         ]
 
-    def _transcribed(self, heard: Delta | TurnTranscript) -> str:
-        about = {"item_id": self._item(heard.turn), "content_index": 0}
-        if isinstance(heard, Delta):
+    def _transcribed(self, result: Delta | TurnTranscript) -> str:
+        about = {"item_id": self._item(result.turn), "content_index": 0}
+        if isinstance(result, Delta):
             return self._event(
-                f"{_TRANSCRIPTION}.delta", **about, delta=heard.text, **self._logprobs(heard.words)
+                f"{_TRANSCRIPTION}.delta",
+                **about,
+                delta=result.text,
+                **self._logprobs(result.words),
             )
-        if heard.failure is not None:
-            problem = error_object(family_problem(heard.failure.code, heard.failure.text))
+        if result.failure is not None:
+            problem = error_object(family_problem(result.failure.code, result.failure.text))
             return self._event(f"{_TRANSCRIPTION}.failed", **about, error=problem)
         return self._event(
             f"{_TRANSCRIPTION}.completed",
             **about,
-            transcript=heard.text,
-            usage={"type": "duration", "seconds": round(heard.seconds, 3)},
-            **self._logprobs(heard.words),
+            transcript=result.text,
+            usage={"type": "duration", "seconds": round(result.seconds, 3)},
+            **self._logprobs(result.words),
         )
 
     def _logprobs(self, words: Sequence[Word]) -> dict[str, Any]:
-        """Where they are wanted and the model has them."""
-        known = logprobs(words) if self._settings.logprobs else []
-        return {"logprobs": known} if known else {}
+        """Log probabilities, where they are asked for and the model has them."""
+        found = logprobs(words) if self._settings.logprobs else []
+        return {"logprobs": found} if found else {}
 
     def _item(self, turn: int) -> str:
         return f"item_{self._id[:16]}_{turn}"
 
     def _family_error(self, code: str, message: str, event_id: str | None = None) -> str:
-        told = error_object(family_problem(code, message))
-        return self._error({**told, "code": _CODES.get(code, code)}, event_id)
+        body = error_object(family_problem(code, message))
+        return self._error({**body, "code": _CODES.get(code, code)}, event_id)
 
-    def _error(self, told: Mapping[str, Any], event_id: str | None) -> str:
-        return self._event("error", error={**told, "event_id": event_id})
+    def _error(self, body: Mapping[str, Any], event_id: str | None) -> str:
+        return self._event("error", error={**body, "event_id": event_id})
 
     def _event(self, kind: str, **fields: Any) -> str:
         number = f"event_{self._id[:16]}_{next(self._numbers)}"

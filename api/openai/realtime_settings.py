@@ -1,7 +1,7 @@
-"""What a client of ``/v1/realtime`` may set, in today's form and in the beta's, and what it means.
+"""The settings of a ``/v1/realtime`` session, in today's form and in the beta's.
 
-An update changes the fields that it has. The settings are shown as they take effect: what is not
-done here, such as noise reduction, is null.
+An update changes the fields that it has. The settings are shown as they take effect: what this
+service does not do, such as noise reduction, is null.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ COMMITTED_BY_CLIENT = EndpointOptions(
     pre_roll_s=0.5,
     tail_s=0.5,
 )
-"""Who commits by himself means to speak: also what is hardly speech is heard, with room around."""
+"""A client that commits means to speak: faint speech counts too, with more audio around it."""
 
 _EAGERNESS_MS: Mapping[str | None, int] = {"high": 500, "low": 2000}
-"""How long a pause ends a turn in place of what semantic_vad would find; else a second."""
+"""The pause that ends a turn in place of semantic_vad; without an entry, a second."""
 
 Prompt = Annotated[str, Field(max_length=10_000)]
 Keyword = Annotated[str, Field(max_length=200)]
@@ -55,13 +55,13 @@ class Format(_Part):
 
     @property
     def pcm(self) -> PcmFormat:
-        """How many bytes are a second."""
+        """The size of samples and their rate."""
         if self.type == "audio/pcm":
             return PcmFormat(self.rate or 24_000, 2)
         return PcmFormat(8000, 1)
 
     def decoder(self) -> StreamDecoder:
-        """What makes samples of such bytes."""
+        """A decoder of this format."""
         encodings: Mapping[str, PcmEncoding] = {
             "audio/pcm": "pcm_s16le",
             "audio/pcmu": "g711_ulaw",
@@ -70,13 +70,13 @@ class Format(_Part):
         return PcmDecoder(encodings[self.type], self.pcm.sample_rate)
 
     def shown(self) -> dict[str, Any]:
-        """As clients are told."""
+        """The form that clients receive."""
         rate = {"rate": self.pcm.sample_rate} if self.type == "audio/pcm" else {}
         return {"type": self.type, **rate}
 
     @property
     def beta(self) -> str:
-        """The name of the beta."""
+        """The name in the beta."""
         return next(name for name, kind in _BETA_FORMATS.items() if kind == self.type)
 
 
@@ -99,7 +99,7 @@ class Transcription(_Part):
 
 
 class TurnDetection(_Part):
-    """When a turn begins and ends. Answers are for conversations: what they need is not used."""
+    """When a turn begins and ends. Fields about responses are accepted and not used."""
 
     type: Literal["server_vad", "semantic_vad"]
     threshold: float = Field(0.5, gt=0, lt=1)
@@ -111,7 +111,7 @@ class TurnDetection(_Part):
     idle_timeout_ms: None = None
 
     def effective(self) -> "TurnDetection":
-        """Meaning is not looked at: a pause ends a turn in either kind."""
+        """What takes effect: a pause ends a turn in either kind, whatever its meaning."""
         if self.type == "server_vad":
             return self
         return TurnDetection(
@@ -119,7 +119,7 @@ class TurnDetection(_Part):
         )
 
     def endpointing(self) -> EndpointOptions:
-        """The same for the session."""
+        """These settings for the session."""
         plain = EndpointOptions()
         return replace(
             plain,
@@ -130,13 +130,13 @@ class TurnDetection(_Part):
         )
 
     def shown(self) -> dict[str, Any]:
-        """As clients are told."""
+        """The form that clients receive."""
         names = {"type", "threshold", "prefix_padding_ms", "silence_duration_ms"}
         return self.model_dump(include=names)
 
 
 class Input(_Part):
-    """The audio, and what becomes of it."""
+    """The audio and how it is processed."""
 
     format: Format | None = None
     transcription: Transcription | None = None
@@ -145,7 +145,7 @@ class Input(_Part):
 
 
 class Audio(_Part):
-    """There is nothing but input."""
+    """``audio`` of a session; it has input only."""
 
     input: Input = Input()
 
@@ -189,7 +189,7 @@ class BetaSessionUpdate(_Part):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is set in a session."""
+    """All settings of a session."""
 
     format: Format = Format()
     transcription: Transcription = Transcription()
@@ -197,7 +197,7 @@ class Settings:
     logprobs: bool = False
 
     def updated(self, update: SessionUpdate) -> "Settings":
-        """With the fields that an update has; null is the default, but turns turn detection off."""
+        """With the fields of an update; null means the default, and off for turn detection."""
         given = update.audio.input
         changed: dict[str, Any] = {}
         if "format" in given.model_fields_set:
@@ -215,17 +215,15 @@ class Settings:
         return replace(self, **changed)
 
     def options(self, live: LiveStreams, aliases: Aliases) -> SessionOptions:
-        """The same for the session. Raises ModelNotFound, NotEnabled, InvalidRequest."""
+        """The options of the session. Raises ModelNotFound, NotEnabled, InvalidRequest."""
         wanted, models = self.transcription, live.models
         name = wanted.model and aliases.get(wanted.model, wanted.model)
         try:
             entry = live.recogniser(name, models.streaming or models.utterance or models.general)
         except ModelNotFound as error:
-            raise ModelNotFound(
-                f"{error.message} This route transcribes, it does not talk."
-            ) from None
+            raise ModelNotFound(f"{error.message} This route transcribes only.") from None
         languages = [wanted.language] if wanted.language else wanted.languages or []
-        # A prompt is text before the audio; who takes none listens for its words at least.
+        # A prompt is text before the audio. Models without prompts take it as a hotword.
         whisper = entry.family == "whisper"
         phrases = [
             *(wanted.keywords or ()),
@@ -245,14 +243,14 @@ class Settings:
         )
 
     def shown(self, model: str, *, beta: bool) -> dict[str, Any]:
-        """As clients are told; ``model`` is what recognises where they named none."""
-        said = self.transcription
+        """The form that clients receive; ``model`` is the one in use where they named none."""
+        given = self.transcription
         transcription = {
-            "model": said.model or model,
-            "language": said.language,
-            "prompt": said.prompt or "",
-            **({"languages": said.languages} if said.languages else {}),
-            **({"keywords": said.keywords} if said.keywords else {}),
+            "model": given.model or model,
+            "language": given.language,
+            "prompt": given.prompt or "",
+            **({"languages": given.languages} if given.languages else {}),
+            **({"keywords": given.keywords} if given.keywords else {}),
         }
         turns = self.turn_detection.shown() if self.turn_detection else None
         include = {"include": [LOGPROBS] if self.logprobs else None}
