@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from api.compat.vosk import Config
+from api.compat.vosk_socket import Config
 from api.openai.realtime_settings import BetaSessionUpdate, SessionUpdate
 from api.v1.native_start import Start
 from api.v1.requests import ProcessRequest
