@@ -168,7 +168,7 @@ class _Conversation:
             await _cancel(receiving, sending, replaced)
         try:
             if superseded.is_set():
-                await self._close(SUPERSEDED, "the session goes on with another socket")
+                await self._close(SUPERSEDED, "the session continues with another socket")
             elif not sending.cancelled():
                 await self._close(sending.result())
             else:

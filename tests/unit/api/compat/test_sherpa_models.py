@@ -102,7 +102,7 @@ async def test_a_streaming_model_sends_the_text_so_far_whenever_it_grows(quick):
         assert await client.rest() == [answer | {"last_message": True}]
 
 
-async def test_poured_in_the_text_of_a_streaming_model_never_shrinks(quick):
+async def test_the_text_of_a_streaming_model_never_shrinks_when_sent_at_once(quick):
     audio = exact(*[part for n in range(1, 40) for part in (speak(n), silence(n % 3))])
     received = results(await converse(quick, audio, path=f"/ws?model={STREAMING}", frame=3200))
     assert all(later.startswith(before) for before, later in itertools.pairwise(received))

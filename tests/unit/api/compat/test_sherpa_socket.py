@@ -57,9 +57,9 @@ async def test_a_recognised_piece_has_words_and_their_text(quick):
 async def test_exactly_one_message_is_the_last_then_the_server_closes(quick, audio, wait):
     answers = await converse(quick, audio, config={"wait_null_answers": wait})
     results(answers)
-    quiet = [answer for answer in answers if answer["silence"]]
+    silent = [answer for answer in answers if answer["silence"]]
     if not wait:
-        assert quiet in ([], [LAST])
+        assert silent in ([], [LAST])
 
 
 @pytest.mark.parametrize(

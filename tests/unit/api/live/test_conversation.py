@@ -150,7 +150,7 @@ async def test_the_connection_that_resumes_a_session_supersedes_the_one_before()
             resume = {"session": ready["session"], "seq": 0, "from_s": 0.0}
             new.feed(json.dumps({"type": "start", "resume": resume}), exact(speak(1)), END)
             assert (await new.until("ready"))["resumed"]
-    assert old.closed == (4001, "the session goes on with another socket")
+    assert old.closed == (4001, "the session continues with another socket")
     assert [message["text"] for message in new.unread if message["type"] == "final"] == ["1"]
     assert new.closed == (1000, "")
     service.assert_free()

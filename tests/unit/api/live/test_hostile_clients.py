@@ -135,7 +135,7 @@ AWKWARD = [
     *("\ud800", "auto", "AAA=", STREAMING, UTTERANCES, "demo-whisper", "demo-gigaam-emo"),
     *([], {}, [[]], [{}], {"type": "start"}),
 ]
-"""Values on which a reader may stumble, whatever it expects."""
+"""Values that a parser may not expect."""
 NAMES_OF_TYPES = ["start", "end", "finalize", "session.update", "input_audio_buffer.clear"]
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 values = st.sampled_from(AWKWARD + NAMES_OF_TYPES) | st.recursive(
@@ -159,7 +159,7 @@ def with_value(message: dict[str, Any], place: Place, value: Any) -> dict[str, A
 
 @st.composite
 def messages(draw: st.DrawFn, kind: Kind) -> Any:
-    """A message with some values at places that the dialect knows."""
+    """A message with some values at places of the dialect."""
     message = kind.message
     for place in draw(st.lists(st.sampled_from(kind.fields), min_size=1, max_size=3)):
         message = with_value(message, place, draw(values))

@@ -39,7 +39,7 @@ async def test_a_client_that_is_too_far_ahead_is_closed_and_loses_nothing():
 
 
 @pytest.mark.parametrize("slowed", [True, False])
-async def test_a_client_that_pours_is_refused_unless_it_can_be_slowed_down(slowed):
+async def test_a_client_that_sends_too_fast_is_refused_unless_it_can_be_slowed_down(slowed):
     models = FakeModels()
     models.yields = 500
     async with serving(models, max_pending_mb=1) as service:

@@ -162,7 +162,7 @@ async def test_the_longest_session_is_finished_and_closed(turn_detection: Any) -
 async def test_a_client_that_sends_nothing_is_closed_with_the_reason(begun: bool) -> None:
     bounds = {"start_timeout_s": 0.05, "idle_timeout_s": 0.5}
     async with serving(FakeModels(), **bounds) as service, socket(service) as client:
-        await asyncio.sleep(0.1)  # who was greeted has the longer time
+        await asyncio.sleep(0.1)  # after the greeting the longer timeout applies
         await answer(client, update(format=RAW))
         if begun:
             await client.send(append(exact(silence(1))))
@@ -217,7 +217,7 @@ MOMENTS: dict[str, list[Any]] = {
     "committed": [update(turn_detection=None), append(exact(speak(1))), COMMIT],
     "cleared": [append(exact(speak(1))), CLEAR],
     "changed": [append(exact(speak(1))), update(transcription={"model": UTTERANCES})],
-    "poured": [update(format=RAW), *[append(exact(speak(*range(1, 40))))] * 20],
+    "much audio": [update(format=RAW), *[append(exact(speak(*range(1, 40))))] * 20],
 }
 
 

@@ -1,4 +1,4 @@
-"""What ``WS /v1/realtime`` refuses, in the handshake and in a session that goes on."""
+"""What ``WS /v1/realtime`` refuses, in the handshake and in a running session."""
 
 import json
 from typing import Any
@@ -89,7 +89,7 @@ async def test_beyond_the_bound_the_handshake_is_refused() -> None:
 
 INPUT = "session.audio.input"
 NO_JSON = ["", "hello", "[]", "null", "1", '{"type": ' + "[" * 100_000, b'{"type": "x"}', b"\0\1"]
-# What is refused while the session goes on
+# What is refused while the session runs
 
 
 @pytest.mark.parametrize(

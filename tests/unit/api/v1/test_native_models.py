@@ -56,31 +56,31 @@ async def test_what_is_no_opus_is_refused(quick):
 
 
 @pytest.mark.parametrize("model", [STREAMING, UTTERANCES])
-async def test_poured_in_a_stream_is_cut_as_when_it_is_spoken(demo, spoken, speech, model):
+async def test_a_stream_sent_at_once_is_cut_as_at_the_pace_of_speech(demo, spoken, speech, model):
     def essence(events):
         return [(f["text"], f["start"], f["end"], f["words"]) for f in finals(events)]
 
     audio = pcm(speech)
-    poured = await stream(demo, audio, frame=len(audio), model=model)
+    at_once = await stream(demo, audio, frame=len(audio), model=model)
     async with native(demo, model=model, partials=False) as (client, _):
         events = await paced(client, audio)
         await client.send(END)
         events += await client.rest()
-    assert essence(events) == essence(poured)
-    assert len(finals(poured)) >= len(spoken)
-    assert errors(spoken, texts(poured)) < 0.3
+    assert essence(events) == essence(at_once)
+    assert len(finals(at_once)) >= len(spoken)
+    assert errors(spoken, texts(at_once)) < 0.3
 
 
 async def test_no_word_of_a_final_ends_behind_it_however_the_audio_came(quick):
     speech, pause = exact(speak(1, gap_s=0), speak(WHISPERED, word_s=0.5)), exact(silence(1))
-    (poured,) = finals(await stream(quick, speech + pause, frame=len(speech + pause)))
+    (at_once,) = finals(await stream(quick, speech + pause, frame=len(speech + pause)))
     async with native(quick) as (client, _):
         await client.send(speech)
         await client.until(type="partial")
         await client.send(pause, END)
         (spoken,) = finals(await client.rest())
-    assert poured["words"][-1]["end"] <= poured["end"]
-    assert spoken["words"] == poured["words"]
+    assert at_once["words"][-1]["end"] <= at_once["end"]
+    assert spoken["words"] == at_once["words"]
 
 
 async def test_the_profile_of_realtime_stt_works_with_its_detectors(demo, spoken):
