@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import ray
 import yaml
 from ray import serve
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.context import _get_global_client
 from ray.serve.schema import DeploymentStatus, LoggingConfig
@@ -153,8 +155,9 @@ def _stop() -> None:
     """
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
-        ray.get(client._controller.graceful_shutdown.remote(wait=False))
         deadline = time.monotonic() + STOP_S
+        with suppress(RayActorError, GetTimeoutError):
+            ray.get(client._controller.graceful_shutdown.remote(wait=False), timeout=STOP_S)
         while _controller_lives():
             if time.monotonic() > deadline:
                 sys.stderr.write(f"replicas did not stop within {STOP_S:g} s\n")
@@ -189,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if found:
         sys.stderr.write("".join(f"{options.config}: {problem}\n" for problem in found))
         return 2
+    # Validation has logged what it logs each time that the settings are read.
+    legacy_environment.log.setLevel(logging.ERROR)
     started = time.monotonic()
     try:
         config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
