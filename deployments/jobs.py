@@ -101,6 +101,7 @@ class JobRunner:
         await asyncio.wait({self._running}, timeout=left_s)
         self._running.cancel()
         await asyncio.gather(self._running, return_exceptions=True)
+        self._store.close()
 
 
 def job_options(settings: JobSettings) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What keeps and fetches things: the job store, audio of jobs, webhooks, files named by URL."""
+"""Storage and outgoing calls: the job store, audio of jobs, webhooks, files named by URL."""

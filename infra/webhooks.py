@@ -16,7 +16,7 @@ from speech.errors import InvalidRequest
 from speech.jobs.states import Job
 
 SECRET_PREFIX = "whsec_"
-"""Before a secret that is written as base64; any other secret is taken as its characters."""
+"""Prefix of a secret in base64; any other secret is used as its characters."""
 
 
 def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Jobs of the v1 dialect: how they stand, what became of them, and giving them up."""
+"""Jobs of the v1 dialect: their state and result, lists, cancellation."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -27,14 +27,14 @@ MAX_PAGE = 100
 
 
 class Progress(TypedDict):
-    """Where the work is: the stage that began last, and the seconds of audio recognised."""
+    """Progress: the stage that began last, and the seconds of audio recognised."""
 
     stage: str | None
     seconds_done: float
 
 
 class Webhook(TypedDict):
-    """Whether the world was told that the job ended; no state until it has."""
+    """Delivery of the notification that the job ended; no state until it has."""
 
     url: str
     state: WebhookState | None
@@ -42,7 +42,7 @@ class Webhook(TypedDict):
 
 
 class JobResponse(ProcessResponse):
-    """A job; times are Unix seconds, null for what has not happened."""
+    """A job; times are Unix seconds, null until the event."""
 
     code: str | None
     created_at: float
@@ -54,7 +54,7 @@ class JobResponse(ProcessResponse):
 
 
 class JobPage(TypedDict):
-    """Some jobs without their results, the newest first."""
+    """A page of jobs without their results, the newest first."""
 
     data: list[JobResponse]
     has_more: bool
@@ -95,7 +95,7 @@ async def result_text(
     service: SpeechService,
     process: Callable[[ProcessOptions], Awaitable[Transcript]],
 ) -> str:
-    """Do what a job asks for: the result as JSON, just as a client who waits would get it.
+    """Run the request of a job: the result as JSON, as the synchronous call would return it.
 
     Raises what ``process`` raises, and the error of the first task if every task failed.
     """
@@ -112,7 +112,7 @@ async def result_text(
 
 
 def router(desk: JobDesk) -> APIRouter:
-    """The routes of jobs. They are plain functions, as the desk blocks: threads run them."""
+    """The routes of jobs. They are plain functions, run in threads, because the desk blocks."""
     routes = APIRouter(tags=["jobs"])
 
     @routes.get(

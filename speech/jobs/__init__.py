@@ -1,1 +1,1 @@
-"""Jobs: their states, how they are taken in, and how they are worked on."""
+"""Jobs: their states and stores, admission, the worker, retention."""

@@ -82,7 +82,7 @@ class JobDesk:
         # A concurrent request with the same key was first.
         with contextlib.suppress(OSError):
             self._audio.remove(job.id)
-        assert idempotency_key is not None, "only a key can be taken"
+        assert idempotency_key is not None, "only a key can be in use"
         existing = self._store.find_by_key(owner, idempotency_key)
         assert existing is not None, "a job outlives concurrent requests"
         return _same(existing, fingerprint)

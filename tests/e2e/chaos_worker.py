@@ -1,6 +1,6 @@
-"""`python -m tests.e2e.chaos_worker DATABASE DIRECTORY`: a worker that is there to be killed.
+"""`python -m tests.e2e.chaos_worker DATABASE DIRECTORY`: a worker that the test kills.
 
-Every attempt has a result of its own, so that two results of one job cannot be the same.
+Every attempt has a unique result, so that two results of one job cannot be equal.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ RULES = JobRules(
 
 
 async def work(job: Job, data: bytes, progress: Progress) -> str:
-    """Take a while; the result tells which audio it is of, and which attempt."""
+    """Take a while; the result names its audio and is unique to its attempt."""
     await asyncio.sleep(0.4)
     return json.dumps({"audio": hashlib.sha256(data).hexdigest(), "attempt": uuid.uuid4().hex})
 

@@ -43,7 +43,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_random_kills_lose_no_job_and_give_none_two_results(
     database: str, tmp_path: Path, repository: Path
 ) -> None:
-    """Workers are killed, or stopped until others have their jobs and then let go on."""
+    """Workers are killed, or suspended until others have their jobs and then resumed."""
     store = SqlJobStore(database)
     audio = str(tmp_path / "audio")
     desk = JobDesk(store, JobAudio(audio), JobBounds(JOBS, 10**6), lambda url: None)
@@ -52,8 +52,8 @@ def test_random_kills_lose_no_job_and_give_none_two_results(
     most_attempts = 0
     chance = random.Random(4)
 
-    def look() -> bool:
-        """Note every result that a client could see now."""
+    def check() -> bool:
+        """Collect every result that a client could see now."""
         nonlocal most_attempts
         for id, results in seen.items():
             job = store.find("", id)
@@ -76,7 +76,7 @@ def test_random_kills_lose_no_job_and_give_none_two_results(
     workers = [start() for _ in range(WORKERS)]
     try:
         deadline = time.monotonic() + 100
-        while not look():
+        while not check():
             assert time.monotonic() < deadline, "not every job was done"
             victim = chance.randrange(WORKERS)
             worker = ready(workers[victim])
@@ -85,12 +85,12 @@ def test_random_kills_lose_no_job_and_give_none_two_results(
                 worker.send_signal(signal.SIGSTOP)
                 time.sleep(PAUSE_S)
                 worker.send_signal(signal.SIGCONT)
-                time.sleep(0.5)  # it tries to complete what is another's by now
+                time.sleep(0.5)  # it tries to complete a job that another worker has by now
             worker.kill()
             worker.wait()
             workers[victim] = start()
         time.sleep(PAUSE_S)
-        look()
+        check()
     finally:
         for worker in workers:
             worker.kill()
@@ -124,7 +124,7 @@ def cluster(config: Path, repository: Path) -> Iterator[tuple[str, Callable[[], 
 
 
 def kill_all(first: int) -> None:
-    """SIGKILL for a process and its descendants, who all stand still before one of them dies."""
+    """SIGKILL for a process and its descendants, all suspended before the first is killed."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -150,7 +150,7 @@ def post(url: str, audio: Path, **fields: Any) -> dict[str, Any]:
     return body
 
 
-def look_at(url: str, id: str) -> dict[str, Any]:
+def get_job(url: str, id: str) -> dict[str, Any]:
     answer = httpx.get(f"{url}/v1/jobs/{id}", timeout=30)
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
@@ -159,7 +159,7 @@ def look_at(url: str, id: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 def test_jobs_outlive_the_whole_cluster(repository: Path, demo_audio: Path, tmp_path: Path) -> None:
-    """Queued, running and done when everything is killed: a new cluster has them all."""
+    """A new cluster has the jobs that were queued, running and done when all was killed."""
     demo = yaml.safe_load((repository / "configs" / "demo.yaml").read_text(encoding="utf-8"))
     args = demo["applications"][0]["args"]
     for unneeded in ("whisper", "live", "emotion", "diarization"):
@@ -174,19 +174,19 @@ def test_jobs_outlive_the_whole_cluster(repository: Path, demo_audio: Path, tmp_
     with cluster(config, repository) as (url, kill):
         waited = post(url, clip)["result"]["tra"]
         done = post(url, clip, async_process=True)["job_id"]
-        eventually(lambda: look_at(url, done)["status"] == "completed")
-        before = look_at(url, done)
+        eventually(lambda: get_job(url, done)["status"] == "completed")
+        before = get_job(url, done)
         running = post(url, meeting, async_process=True)["job_id"]
-        eventually(lambda: look_at(url, running)["status"] == "processing")
+        eventually(lambda: get_job(url, running)["status"] == "processing")
         queued = [post(url, clip, async_process=True)["job_id"] for _ in range(3)]
         kill()
 
     with cluster(config, repository) as (url, _):
-        assert look_at(url, done) == before
+        assert get_job(url, done) == before
         for id in queued:
-            eventually(lambda id=id: look_at(url, id)["status"] == "completed", within_s=240)
-            assert look_at(url, id)["result"]["tra"] == waited
-        eventually(lambda: look_at(url, running)["status"] == "completed", within_s=240)
-        again = look_at(url, running)
+            eventually(lambda id=id: get_job(url, id)["status"] == "completed", within_s=240)
+            assert get_job(url, id)["result"]["tra"] == waited
+        eventually(lambda: get_job(url, running)["status"] == "completed", within_s=240)
+        again = get_job(url, running)
         assert again["attempts"] == 2
         assert again["result"]["tra"]["segments"][-1]["end"] > 500

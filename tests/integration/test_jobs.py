@@ -1,4 +1,4 @@
-"""Jobs on the running graph: the same answer as for a client who waits, whoever is killed."""
+"""Jobs on the running graph: the result of a synchronous call, whichever process is killed."""
 
 import os
 import random
@@ -29,7 +29,7 @@ APP = "jobs"
 def service(
     application: Service, demo_args: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    """Vosk and runners with leases so short that a killed one's job is soon another's."""
+    """Vosk and runners with leases so short that a killed one's job is soon taken by another."""
     with application(APP, args_of(demo_args, tmp_path_factory.mktemp("jobs"))) as url:
         yield url
 
@@ -54,7 +54,7 @@ def args_of(demo_args: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def meeting(demo_audio: Path) -> Path:
-    """Ten minutes of speech: work that lasts."""
+    """Ten minutes of speech: long work."""
     return demo_audio / "meeting-10min.opus"
 
 
@@ -72,7 +72,7 @@ def submit(process: Process, url: str, audio: Path, **settings: Any) -> str:
     return id
 
 
-def look(url: str, id: str) -> dict[str, Any]:
+def get_job(url: str, id: str) -> dict[str, Any]:
     answer = httpx.get(f"{url}/v1/jobs/{id}", timeout=30)
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
@@ -80,8 +80,8 @@ def look(url: str, id: str) -> dict[str, Any]:
 
 
 def ended(url: str, id: str) -> dict[str, Any]:
-    eventually(lambda: look(url, id)["ended_at"] is not None, within_s=120)
-    return look(url, id)
+    eventually(lambda: get_job(url, id)["ended_at"] is not None, within_s=120)
+    return get_job(url, id)
 
 
 def kill(deployment: str) -> None:
@@ -93,7 +93,7 @@ def words(body: dict[str, Any]) -> Any:
     return body["result"]["tra"]
 
 
-def test_a_job_has_the_result_of_a_client_who_waits(
+def test_a_job_has_the_result_of_a_synchronous_request(
     service: str, process: Process, clip: Path
 ) -> None:
     waited = process(service, clip, {}).json()
@@ -112,15 +112,15 @@ def test_bad_audio_fails_at_the_first_attempt(service: str, process: Process) ->
     )
 
 
-def test_a_running_job_tells_how_far_it_is(
+def test_a_running_job_reports_its_progress(
     service: str, process: Process, meeting: Path, tmp_path: Path
 ) -> None:
     audio = decode(meeting.read_bytes(), keep_channels=False, max_seconds=1e4, max_channels=1)
     half_an_hour = tmp_path / "long.wav"
     half_an_hour.write_bytes(wav(np.tile(to_s16(audio.mono[::2]), 3), 8000))
     id = submit(process, service, half_an_hour)
-    eventually(lambda: (look(service, id)["progress"] or {}).get("seconds_done", 0) > 0)
-    assert look(service, id)["progress"]["stage"] == "transcribe"
+    eventually(lambda: (get_job(service, id)["progress"] or {}).get("seconds_done", 0) > 0)
+    assert get_job(service, id)["progress"]["stage"] == "transcribe"
     httpx.delete(f"{service}/v1/jobs/{id}", timeout=30)
 
 
@@ -130,18 +130,18 @@ def test_cancelling_a_job_frees_the_engine(service: str, process: Process, meeti
     answer = httpx.delete(f"{service}/v1/jobs/{id}", timeout=30)
     assert answer.json()["status"] == "cancelled"
     eventually(lambda: in_use(service, "demo-vosk") == 0, within_s=20)
-    assert look(service, id)["status"] == "cancelled"
+    assert get_job(service, id)["status"] == "cancelled"
 
 
-def test_jobs_that_wait_do_not_keep_a_client_waiting(
+def test_queued_jobs_do_not_delay_a_synchronous_request(
     service: str, process: Process, meeting: Path, clip: Path
 ) -> None:
-    """The only engine is busy with a long job, more wait: a client goes in between."""
+    """The only engine is busy with a long job and more are queued: the request interrupts it."""
     ids = [submit(process, service, meeting) for _ in range(3)]
     eventually(lambda: in_use(service, "demo-vosk") > 0)
-    running = next(id for id in ids if look(service, id)["status"] == "processing")
+    running = next(id for id in ids if get_job(service, id)["status"] == "processing")
     assert process(service, clip, {}).status_code == 200
-    assert look(service, running)["status"] == "processing"
+    assert get_job(service, running)["status"] == "processing"
     for id in ids[1:]:
         httpx.delete(f"{service}/v1/jobs/{id}", timeout=30)
     done = ended(service, ids[0])
@@ -177,7 +177,7 @@ def test_an_accepted_job_outlives_the_ingress(service: str, process: Process, cl
 
     def back() -> bool:
         try:
-            return look(service, id)["status"] == "completed"
+            return get_job(service, id)["status"] == "completed"
         except (AssertionError, httpx.HTTPError):
             return False
 
@@ -187,7 +187,7 @@ def test_an_accepted_job_outlives_the_ingress(service: str, process: Process, cl
 def test_a_hundred_jobs_under_random_kills_are_each_done_once(
     service: str, process: Process, demo_audio: Path
 ) -> None:
-    """Clients repeat what was not answered, with the same key, as they should."""
+    """Clients repeat unanswered requests with the same key."""
     clips = sorted((demo_audio / "heldout").glob("en-*.opus"))[:5]
     expected = [words(process(service, clip, {}).json()) for clip in clips]
     chance = random.Random(2)
@@ -246,10 +246,10 @@ def test_a_service_that_is_stopped_leaves_no_job_behind(
     meeting: Path,
     tmp_path: Path,
 ) -> None:
-    """Its jobs are done or wait for whoever comes next; nobody has to see a lease expire."""
+    """Its jobs are done or queued; no lease has to expire."""
     with application("brief", args_of(demo_args, tmp_path)) as url:
         ids = [submit(process, url, meeting) for _ in range(2)]
-        eventually(lambda: look(url, ids[0])["status"] == "processing")
+        eventually(lambda: get_job(url, ids[0])["status"] == "processing")
     store = SqlJobStore(f"sqlite:///{tmp_path / 'jobs.sqlite3'}")
     jobs = [store.find("", id) for id in ids]
     store.close()

@@ -1,4 +1,4 @@
-"""Jobs without Ray: a store in a directory, the desk, and a worker with quick rules."""
+"""Jobs without Ray: a store in a directory, the desk, and a worker with short intervals."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -30,7 +30,7 @@ RULES = JobRules(
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for a state that must be reached by itself."""
+    """Wait until the condition holds."""
     async with asyncio.timeout(20):
         while True:
             if condition():
@@ -45,7 +45,7 @@ async def echo(job: Job, data: bytes, progress: Progress) -> str:
 
 @dataclass
 class Jobs:
-    """One store, and everything around it."""
+    """One store, and what uses it."""
 
     store: SqlJobStore
     audio: JobAudio
@@ -54,7 +54,7 @@ class Jobs:
 
     @asynccontextmanager
     async def working(self, work: Work = echo, **rules: Any) -> AsyncIterator[JobWorker]:
-        """A worker at work; cancelled at the end."""
+        """A running worker; cancelled at the end."""
         worker = JobWorker(self.store, self.audio, work, replace(RULES, **rules), 2, self.webhooks)
         running = asyncio.create_task(worker.run())
         try:
@@ -64,7 +64,7 @@ class Jobs:
             await asyncio.gather(running, return_exceptions=True)
 
     async def until(self, id: str, condition: Callable[[Job], bool], owner: str = "") -> Job:
-        """The job once it is so."""
+        """The job once the condition holds."""
         async with asyncio.timeout(20):
             while True:
                 job = await asyncio.to_thread(self.store.find, owner, id)

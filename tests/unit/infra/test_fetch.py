@@ -1,4 +1,4 @@
-"""Files that a client names by their address: real servers, and every trick to reach others."""
+"""Files named by URL: real servers, and every way to reach an address that is not allowed."""
 
 import asyncio
 import ipaddress
@@ -16,13 +16,13 @@ from speech.errors import AudioTooLarge, FetchFailed, InvalidRequest
 from tests.unit.fake_service import FakeService, app_of, client_of
 
 PUBLIC, PRIVATE = "127.0.0.1", "127.0.0.2"
-"""Two addresses of this machine: in these tests the first plays one of the open internet."""
+"""Two addresses of this machine: in these tests the first counts as public."""
 FILE = b"RIFF the whole file"
 
 
 @dataclass
 class Server:
-    """A web server; ``answers`` are raw, by path, and ``asked`` is what was asked of it."""
+    """A web server; ``answers`` are raw, by path, and ``asked`` are the requests it received."""
 
     host: str
     port: int = 0
@@ -69,22 +69,22 @@ async def public() -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def private() -> AsyncIterator[Server]:
-    """What must not be reached."""
+    """A server that must not be reached."""
     async with listening(PRIVATE) as server:
         yield server
         assert server.asked == []
 
 
-def plays_public(address: Address) -> bool:
+def counts_as_public(address: Address) -> bool:
     return str(address) == PUBLIC
 
 
 def fetcher(max_bytes: int = 1000, timeout_s: float = 20.0, **parts: object) -> Fetcher:
-    return Fetcher(max_bytes, timeout_s, GuardedHttp(**({"allowed": plays_public} | parts)))  # type: ignore[arg-type]
+    return Fetcher(max_bytes, timeout_s, GuardedHttp(**({"allowed": counts_as_public} | parts)))  # type: ignore[arg-type]
 
 
 def names(hosts: dict[str, Sequence[str]]) -> Callable[[str, int], object]:
-    """A name server; what it has more than one answer for it answers in turn."""
+    """A name server; a host with several answers gets one after the other."""
 
     async def resolve(host: str, port: int) -> Sequence[Address]:
         answers = hosts.get(host, [host])
@@ -110,14 +110,14 @@ def names(hosts: dict[str, Sequence[str]]) -> Callable[[str, int], object]:
         "fc00::1", "fd00:ec2::254", "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "2001:db8::1",
     ],
 )  # fmt: skip
-def test_an_address_that_is_not_of_the_open_internet_is_not_public(address: str) -> None:
+def test_addresses_outside_the_public_internet_are_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize(
     "address", ["8.8.8.8", "93.184.216.34", "2606:2800:220:1::1", "::ffff:8.8.8.8"]
 )
-def test_an_address_of_the_open_internet_is_public(address: str) -> None:
+def test_addresses_of_the_public_internet_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
 
@@ -154,13 +154,15 @@ async def test_a_file_is_fetched(public: Server) -> None:
         "http://127.0.0.1:99999/", "http://x\r\nHost: y/", "\x00", "unix:///run/docker.sock",
     ],
 )  # fmt: skip
-async def test_what_is_no_plain_http_url_is_not_followed(url: str) -> None:
+async def test_a_url_that_is_not_plain_http_is_rejected(url: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         await fetcher().fetch(url)
     assert "secret" not in refused.value.message
 
 
-async def test_the_environment_has_no_say(public: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxies_of_the_environment_are_not_used(
+    public: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with listening(PRIVATE) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url("/"))
@@ -197,7 +199,9 @@ async def test_a_redirect_to_a_name_of_a_private_address_is_not_followed(
 @pytest.mark.parametrize(
     "to", ["file:///etc/passwd", "ftp://127.0.0.1/", "http://u:p@127.0.0.1/file", "http://[::1"]
 )
-async def test_a_redirect_keeps_to_the_rules_of_a_url(public: Server, to: str) -> None:
+async def test_a_redirect_to_a_url_that_is_not_allowed_is_not_followed(
+    public: Server, to: str
+) -> None:
     public.answers["/1"] = redirect(to)
     with pytest.raises(InvalidRequest):
         await fetcher().fetch(public.url("/1"))
@@ -215,7 +219,7 @@ async def test_redirects_are_bounded(public: Server) -> None:
     assert len(public.asked) == MAX_REDIRECTS + 1
 
 
-async def test_a_redirect_without_a_place_is_an_error(public: Server) -> None:
+async def test_a_redirect_without_a_location_is_an_error(public: Server) -> None:
     public.answers["/1"] = reply(302)
     with pytest.raises(FetchFailed, match="answered 302"):
         await fetcher().fetch(public.url("/1"))
@@ -259,14 +263,14 @@ async def test_the_next_address_of_a_name_is_tried_when_one_is_dead(public: Serv
 # ---------------------------------------------------------------- bounds
 
 
-async def test_a_file_of_just_the_largest_size_is_taken(public: Server) -> None:
+async def test_a_file_of_exactly_the_largest_size_is_accepted(public: Server) -> None:
     assert await fetcher(max_bytes=len(FILE)).fetch(public.url()) == FILE
     with pytest.raises(AudioTooLarge):
         await fetcher(max_bytes=len(FILE) - 1).fetch(public.url())
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_file_without_end_is_given_up_at_the_bound(chunked: bool) -> None:
+async def test_an_endless_file_is_rejected_at_the_bound(chunked: bool) -> None:
     block = bytes(65536)
     block = b"10000\r\n" + block + b"\r\n" if chunked else block
     hung_up = asyncio.Event()
@@ -310,7 +314,7 @@ async def test_compressed_answers_are_not_unpacked(public: Server) -> None:
 @pytest.mark.parametrize(
     "head", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"]
 )
-async def test_a_server_that_dawdles_meets_the_deadline(public: Server, head: bytes) -> None:
+async def test_a_slow_server_ends_in_the_deadline(public: Server, head: bytes) -> None:
     public.answers["/slow"] = head
     with pytest.raises(FetchFailed, match=r"within 0\.2 seconds"):
         await fetcher(timeout_s=0.2).fetch(public.url("/slow"))
@@ -321,15 +325,15 @@ async def test_a_server_that_dawdles_meets_the_deadline(public: Server, head: by
     [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 200_000, reply(200)[:-2]],
     ids=["nothing", "no http", "endless head", "half a head"],
 )
-async def test_a_server_that_speaks_no_http_is_an_error(public: Server, answer: bytes) -> None:
+async def test_a_response_that_is_not_http_is_an_error(public: Server, answer: bytes) -> None:
     public.answers["/file"] = answer
     with pytest.raises(FetchFailed, match="no valid response"):
         await fetcher().fetch(public.url())
 
 
-async def test_a_server_that_is_not_there_is_an_error(public: Server) -> None:
-    async with listening(PUBLIC) as gone:
-        url = gone.url()
+async def test_a_server_that_does_not_listen_is_an_error(public: Server) -> None:
+    async with listening(PUBLIC) as closed:
+        url = closed.url()
     with pytest.raises(FetchFailed):
         await fetcher().fetch(url)
 
@@ -395,7 +399,7 @@ async def test_a_file_is_sent_or_named_but_not_both_and_not_neither(public: Serv
     assert public.asked == []
 
 
-async def test_what_goes_wrong_is_said_as_ever(public: Server) -> None:
+async def test_errors_of_fetching_have_their_status_and_code(public: Server) -> None:
     app = app_of(FakeService(), fetcher=fetcher(max_bytes=5))
     large = await post(app, file_url=public.url())
     assert (large.status_code, large.json()["code"]) == (413, "audio_too_large")

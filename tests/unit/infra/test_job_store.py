@@ -1,4 +1,4 @@
-"""The store of jobs, on SQLite and on a real PostgreSQL: every promise of the port, on both."""
+"""The store of jobs: every guarantee of the port, on SQLite and on a real PostgreSQL."""
 
 import itertools
 import threading
@@ -20,7 +20,7 @@ _numbers = itertools.count()
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -110,7 +110,7 @@ def test_workers_that_ask_at_once_get_different_jobs(url: str) -> None:
 
     with ThreadPoolExecutor(len(stores)) as pool:
         taken = [id for ids in pool.map(take_all, stores) for id in ids]
-    # PostgreSQL skips a row that another one is taking: what is left is due at the next look.
+    # PostgreSQL skips a row that another transaction is taking: the rest is due at the next poll.
     while (lease := stores[0].take(LEASE_S)) is not None:
         taken.append(lease.job.id)
     assert len(taken) == 40
@@ -135,7 +135,9 @@ def test_stores_that_open_an_empty_database_at_once_all_work(url: str) -> None:
     assert len(ids) == 8
 
 
-def test_a_heartbeat_keeps_a_job_and_notes_the_progress(store: SqlJobStore, clock: Clock) -> None:
+def test_a_heartbeat_renews_the_lease_and_stores_the_progress(
+    store: SqlJobStore, clock: Clock
+) -> None:
     id = submit(store)
     lease = take(store)
     for _ in range(3):
@@ -147,7 +149,7 @@ def test_a_heartbeat_keeps_a_job_and_notes_the_progress(store: SqlJobStore, cloc
     assert (job.stage, job.seconds_done) == ("transcribe", 12.5)
 
 
-def test_a_job_whose_worker_is_silent_for_a_lease_is_taken_by_one_other(
+def test_a_job_whose_lease_expired_is_taken_by_one_other_worker(
     store: SqlJobStore, clock: Clock
 ) -> None:
     id = submit(store)
@@ -180,14 +182,14 @@ def test_a_stale_worker_changes_nothing(store: SqlJobStore, clock: Clock) -> Non
     assert (job.state, job.result) == ("completed", '"fresh"')
 
 
-def test_a_late_worker_that_nobody_replaced_may_complete(store: SqlJobStore, clock: Clock) -> None:
+def test_a_late_worker_whose_job_nobody_took_may_complete(store: SqlJobStore, clock: Clock) -> None:
     submit(store)
     lease = take(store)
     clock.now += 10 * LEASE_S
     assert store.complete(lease, "1")
 
 
-def test_a_job_that_is_put_back_waits_and_keeps_its_error(store: SqlJobStore, clock: Clock) -> None:
+def test_a_requeued_job_waits_and_keeps_its_error(store: SqlJobStore, clock: Clock) -> None:
     id = submit(store)
     assert store.requeue(take(store), 8.0, EngineFailed("bad\0luck"), counted=True)
     job = store.find("ann", id)
@@ -215,7 +217,7 @@ def test_success_clears_the_error_of_earlier_attempts(store: SqlJobStore) -> Non
     assert (job.error, job.error_code, job.attempts) == (None, None, 2)
 
 
-def test_a_job_that_failed_for_good_says_why_and_stays(store: SqlJobStore) -> None:
+def test_a_failed_job_keeps_its_error_and_is_not_taken_again(store: SqlJobStore) -> None:
     id = submit(store)
     assert store.fail(take(store), UnsupportedAudio("no audio"))
     job = store.find("ann", id)
@@ -356,15 +358,13 @@ def test_a_database_of_an_older_version_gets_the_indexes_of_this_one(
     engine.dispose()
 
 
-def test_audio_and_then_the_job_are_forgotten_after_their_ttl(
-    store: SqlJobStore, clock: Clock
-) -> None:
+def test_audio_and_then_the_job_expire_after_their_ttl(store: SqlJobStore, clock: Clock) -> None:
     done, waiting = submit(store), submit(store)
     store.complete(take(store), "1")
     clock.now += 100
     assert store.expired_audio(101) == []
     assert store.expired_audio(99) == [done]
-    assert store.delete_expired(99) == 0, "a job that still has audio is not forgotten"
+    assert store.delete_expired(99) == 0, "a job that still has audio is not deleted"
     store.audio_removed(done)
     assert store.expired_audio(99) == []
     assert store.with_audio() == {waiting}
@@ -402,12 +402,14 @@ def test_a_webhook_is_due_when_its_job_ends(store: SqlJobStore, clock: Clock, en
     store.webhook_delivered(id)
     clock.now += 1000.0
     assert store.take_webhook(20.0) is None
-    told = store.find("ann", id)
-    assert told is not None
-    assert told.webhook_state == "delivered"
+    delivered = store.find("ann", id)
+    assert delivered is not None
+    assert delivered.webhook_state == "delivered"
 
 
-def test_a_webhook_that_is_given_up_is_not_due_again(store: SqlJobStore, clock: Clock) -> None:
+def test_a_webhook_that_failed_for_the_last_time_is_not_due_again(
+    store: SqlJobStore, clock: Clock
+) -> None:
     id = submit(store, webhook_url="http://ann.example/done")
     store.cancel("ann", id)
     store.take_webhook(20.0)

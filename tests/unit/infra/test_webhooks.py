@@ -1,4 +1,4 @@
-"""Webhooks against a real server: what is sent, that it verifies, when it is sent again."""
+"""Webhooks against a real server: content, signature, retries, allowed addresses."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from tests.unit.job_service import SECRET, Jobs, jobs_in
 
 @dataclass
 class Receiver:
-    """An HTTP server that answers as a script says, the last answer for ever."""
+    """An HTTP server that gives scripted answers, and repeats the last."""
 
     answers: list[bytes]
     port: int = 0
@@ -71,19 +71,19 @@ def jobs(tmp_path: Path):
 
 
 async def deliver(jobs: Jobs, url: str, state: str) -> Job:
-    """Let a job with a webhook end, and wait until nothing more happens to the webhook."""
+    """End a job with a webhook, and wait for the last state of the webhook."""
     job = jobs.desk.submit("", b"1", "{}", webhook_url=url)
     async with jobs.working():
         return await jobs.until(job.id, lambda job: job.webhook_state == state)
 
 
-async def test_the_end_of_a_job_is_told_once_and_signed(jobs: Jobs) -> None:
+async def test_the_end_of_a_job_is_delivered_once_and_signed(jobs: Jobs) -> None:
     async with receiving(status(204)) as receiver:
         job = await deliver(jobs, receiver.url, "delivered")
     ((headers, body),) = receiver.seen
-    told = from_json(body)
-    assert told["type"] == "job.completed"
-    assert told["data"] == {"status": "completed", "job_id": job.id, "error": None}
+    message = from_json(body)
+    assert message["type"] == "job.completed"
+    assert message["data"] == {"status": "completed", "job_id": job.id, "error": None}
     assert headers["content-type"] == "application/json"
     assert headers["webhook-id"] == job.id
     # An independent implementation of the specification.
@@ -104,20 +104,20 @@ def test_a_plain_secret_signs_too() -> None:
     assert signature("plain", "id", 1, b"{}") != signature("other", "id", 1, b"{}")
 
 
-async def test_what_is_not_taken_is_sent_again_with_the_same_id(jobs: Jobs) -> None:
+async def test_a_rejected_delivery_is_repeated_with_the_same_id(jobs: Jobs) -> None:
     async with receiving(status(500), status(302, "Location: /x"), status(200)) as receiver:
         job = await deliver(jobs, receiver.url, "delivered")
     assert job.webhook_attempts == 3
     assert {headers["webhook-id"] for headers, _ in receiver.seen} == {job.id}
 
 
-async def test_a_receiver_that_never_takes_it_is_given_up(jobs: Jobs) -> None:
+async def test_a_receiver_that_rejects_every_attempt_ends_in_failed(jobs: Jobs) -> None:
     async with receiving(status(500)) as receiver:
         job = await deliver(jobs, receiver.url, "failed")
     assert (job.webhook_attempts, len(receiver.seen), job.state) == (3, 3, "completed")
 
 
-async def test_a_receiver_that_never_answers_is_left(jobs: Jobs) -> None:
+async def test_a_receiver_that_never_answers_times_out(jobs: Jobs) -> None:
     jobs.webhooks.timeout_s = 3.0
     async with receiving(b"", status(200)) as receiver:
         job = await deliver(jobs, receiver.url, "delivered")
@@ -130,7 +130,7 @@ async def test_an_endless_answer_is_not_read(jobs: Jobs) -> None:
         assert (await deliver(jobs, receiver.url, "delivered")).webhook_attempts == 1
 
 
-async def test_nobody_listening_is_an_attempt_that_failed(jobs: Jobs) -> None:
+async def test_a_refused_connection_is_a_failed_attempt(jobs: Jobs) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -138,14 +138,14 @@ async def test_nobody_listening_is_an_attempt_that_failed(jobs: Jobs) -> None:
     assert job.webhook_attempts == 3
 
 
-async def test_a_name_that_cannot_be_looked_up_is_an_attempt_that_failed(jobs: Jobs) -> None:
+async def test_a_name_that_cannot_be_resolved_is_a_failed_attempt(jobs: Jobs) -> None:
     for allowed in (any_address, is_public, parse_url):
         jobs.webhooks = Webhooks(SECRET, timeout_s=1.0, http=GuardedHttp(allowed))
         job = await deliver(jobs, f"http://{'a' * 64}.example/", "failed")
         assert job.webhook_attempts == 3
 
 
-async def test_failed_and_cancelled_jobs_are_told_too(jobs: Jobs) -> None:
+async def test_failed_and_cancelled_jobs_are_delivered_too(jobs: Jobs) -> None:
     async def fail(job: Job, data: bytes, progress: Progress) -> str:
         raise InvalidRequest("no such language")
 
@@ -153,16 +153,16 @@ async def test_failed_and_cancelled_jobs_are_told_too(jobs: Jobs) -> None:
         failing = jobs.desk.submit("", b"1", "{}", webhook_url=receiver.url)
         async with jobs.working(fail):
             await jobs.until(failing.id, lambda job: job.webhook_state == "delivered")
-        given_up = jobs.desk.submit("", b"1", "{}", webhook_url=receiver.url)
-        jobs.desk.cancel("", given_up.id)
+        cancelled = jobs.desk.submit("", b"1", "{}", webhook_url=receiver.url)
+        jobs.desk.cancel("", cancelled.id)
         async with jobs.working():
-            await jobs.until(given_up.id, lambda job: job.webhook_state == "delivered")
-    told = [from_json(body) for _, body in receiver.seen]
-    assert [message["type"] for message in told] == ["job.failed", "job.cancelled"]
-    assert told[0]["data"]["error"] == "no such language"
+            await jobs.until(cancelled.id, lambda job: job.webhook_state == "delivered")
+    messages = [from_json(body) for _, body in receiver.seen]
+    assert [message["type"] for message in messages] == ["job.failed", "job.cancelled"]
+    assert messages[0]["data"]["error"] == "no such language"
 
 
-# ---------------------------------------------------------------- only to the internet
+# ---------------------------------------------------------------- allowed addresses
 
 
 async def post(http: GuardedHttp, url: str) -> None:
@@ -217,18 +217,18 @@ async def test_a_name_for_this_machine_is_not_called(host: str) -> None:
 
 
 async def test_a_name_is_called_at_the_address_that_was_checked() -> None:
-    """A name that is public at the first look-up and private at the second gains nothing."""
-    looked_up = []
+    """A name that is public at the first resolution and private at the second is resolved once."""
+    resolved = []
 
     async def rebind(host: str, port: int) -> list[Address]:
-        looked_up.append(host)
-        return [ipaddress.ip_address("127.0.0.1" if len(looked_up) == 1 else "127.0.0.2")]
+        resolved.append(host)
+        return [ipaddress.ip_address("127.0.0.1" if len(resolved) == 1 else "127.0.0.2")]
 
     async with receiving(status(200)) as receiver:
         http = GuardedHttp(lambda address: str(address) == "127.0.0.1", rebind)
         await post(http, f"http://rebind.example:{receiver.port}/done")
     ((headers, _),) = receiver.seen
-    assert looked_up == ["rebind.example"]
+    assert resolved == ["rebind.example"]
     assert headers["host"] == f"rebind.example:{receiver.port}"
 
 

@@ -1,4 +1,4 @@
-"""Jobs as clients of the v1 API see them: the reference's shapes, and what was added to them."""
+"""Jobs of the v1 API: the shapes of the original, and the additions."""
 
 import json
 from dataclasses import replace
@@ -53,7 +53,7 @@ async def client(app: FastAPI):
 
 
 def work_of(service: FakeService):
-    """What the runner does, with the fake service instead of the graph."""
+    """The work of the runner, with the fake service instead of the graph."""
 
     async def work(job: Job, data: bytes, progress: Progress) -> str:
         return await result_text(job, service, partial(service.process, data))
@@ -83,7 +83,7 @@ async def submit(client: httpx.AsyncClient, **fields: Any) -> str:
     return id
 
 
-# ---------------------------------------------------------------- the reference's shapes
+# ---------------------------------------------------------------- shapes of the original
 
 
 async def test_a_job_is_answered_with_queued_and_an_id(client, service):
@@ -92,7 +92,7 @@ async def test_a_job_is_answered_with_queued_and_an_id(client, service):
     body = answer.json()
     id = body["job_id"]
     assert body == {"status": "queued", "job_id": id, "result": None, "error": None}
-    assert service.calls == [], "nothing runs while the client waits"
+    assert service.calls == [], "nothing runs during the request"
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/", "/v1/job/"])
@@ -111,12 +111,12 @@ async def test_a_job_is_found_under_both_paths(client, path):
 async def test_an_unknown_job_is_not_found(client, method, path, id):
     answer = await client.request(method, path + id)
     assert answer.status_code == 404
-    told = httpx.URL(path + id).path.removeprefix(path)
-    assert answer.json()["detail"] == f"Job with ID '{told}' not found."
+    shown = httpx.URL(path + id).path.removeprefix(path)
+    assert answer.json()["detail"] == f"Job with ID '{shown}' not found."
 
 
 @pytest.mark.parametrize("format_output", ["json", "text"])
-async def test_the_result_of_a_job_is_that_of_a_client_who_waits(
+async def test_the_result_of_a_job_is_that_of_a_synchronous_request(
     client, service, jobs, format_output
 ):
     settings = {"tasks": ["transcribe"], "tra": {"temperature": [0, 0.5], "language": "ru"}}
@@ -132,7 +132,7 @@ async def test_the_result_of_a_job_is_that_of_a_client_who_waits(
     assert first == second, "the same audio with the same options"
 
 
-async def test_a_failed_job_says_why_and_how_often_it_was_tried(client, service, jobs):
+async def test_a_failed_job_shows_its_error_and_attempts(client, service, jobs):
     service.answer = EngineFailed("the model failed")
     id = await submit(client)
     async with jobs.working(work_of(service)):
@@ -146,7 +146,7 @@ async def test_a_failed_job_says_why_and_how_often_it_was_tried(client, service,
     assert (body["result"], body["attempts"]) == (None, 3)
 
 
-async def test_an_error_that_may_pass_is_not_told(client, jobs):
+async def test_the_error_of_an_attempt_that_is_retried_is_not_shown(client, jobs):
     id = await submit(client)
     lease = jobs.store.take(10.0)
     jobs.store.requeue(lease, 60.0, EngineFailed("once"), counted=True)
@@ -184,10 +184,10 @@ async def test_partial_results_are_a_result(client, service, jobs):
     ]
 
 
-# ---------------------------------------------------------------- what was added
+# ---------------------------------------------------------------- additions
 
 
-async def test_a_running_job_tells_its_progress(client, jobs):
+async def test_a_running_job_shows_its_progress(client, jobs):
     id = await submit(client)
     lease = jobs.store.take(10.0)
     jobs.store.renew(lease, 10.0, "transcribe", 12.5)
@@ -240,7 +240,7 @@ async def test_a_list_has_no_results(client, service, jobs):
 @pytest.mark.parametrize(
     "query", [{"limit": 0}, {"limit": 101}, {"limit": "x"}, {"after": UNKNOWN}, {"after": "x"}]
 )
-async def test_a_page_that_cannot_be_is_refused(client, query):
+async def test_an_invalid_page_is_rejected(client, query):
     answer = await client.get("/v1/jobs", params=query)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
@@ -259,7 +259,7 @@ async def test_a_request_that_is_repeated_with_its_key_makes_one_job(client, whe
     assert len((await client.get("/v1/jobs")).json()["data"]) == 1
 
 
-async def test_a_repeated_request_is_told_how_its_job_stands(client, service, jobs):
+async def test_a_repeated_request_gets_the_state_of_its_job(client, service, jobs):
     id = await submit(client, idempotency_key="k1")
     async with jobs.working(work_of(service)):
         await jobs.ended(id)
@@ -270,12 +270,12 @@ async def test_a_repeated_request_is_told_how_its_job_stands(client, service, jo
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a b", "ключ"])
-async def test_a_key_that_cannot_be_is_refused(client, key):
+async def test_an_invalid_key_is_rejected(client, key):
     answer = await ask(client, idempotency_key=key)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
-async def test_two_keys_that_differ_are_refused(client):
+async def test_two_different_keys_are_rejected(client):
     answer = await ask(client, headers={"Idempotency-Key": "a"}, idempotency_key="b")
     assert answer.status_code == 422
 
@@ -293,13 +293,13 @@ async def test_two_keys_that_differ_are_refused(client):
         ({"webhook_url": "http://e.org", "async_process": False}, 422, "invalid_request"),
     ],
 )
-async def test_what_cannot_be_is_refused_before_it_is_queued(client, fields, status, code):
+async def test_an_invalid_request_is_rejected_before_it_is_queued(client, fields, status, code):
     answer = await ask(client, **fields)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert (await client.get("/v1/jobs")).json()["data"] == []
 
 
-async def test_a_full_queue_asks_to_come_back(service, tmp_path):
+async def test_a_full_queue_is_answered_with_retry_after(service, tmp_path):
     jobs = jobs_in(tmp_path, max_queued=1)
     async with client_of(app_of(service, jobs.desk)) as client:
         await submit(client)
@@ -308,11 +308,11 @@ async def test_a_full_queue_asks_to_come_back(service, tmp_path):
     assert int(answer.headers["Retry-After"]) >= 1
 
 
-async def test_a_database_that_does_not_answer_is_told(client, jobs, monkeypatch):
-    def away(*_: object) -> None:
+async def test_a_database_that_does_not_answer_is_an_overload(client, jobs, monkeypatch):
+    def unavailable(*_: object) -> None:
         raise Overloaded("the job store does not answer")
 
-    monkeypatch.setattr(jobs.store, "find", away)
+    monkeypatch.setattr(jobs.store, "find", unavailable)
     answer = await client.get(f"/v1/jobs/{UNKNOWN}")
     assert answer.status_code == 503
 

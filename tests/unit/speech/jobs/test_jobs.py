@@ -1,4 +1,4 @@
-"""Jobs from the desk to the worker: bounds, keys, attempts, backoff, giving up, tidying."""
+"""Jobs from the desk to the worker: bounds, keys, attempts, backoff, failure, cancellation."""
 
 import asyncio
 import errno
@@ -32,7 +32,7 @@ def jobs(tmp_path: Path):
 
 
 class Attempts:
-    """Work that goes as a script says: an error for each attempt that fails, then a result."""
+    """Scripted work: an error for each attempt that fails, then a result."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
@@ -46,7 +46,7 @@ class Attempts:
 
 
 class Endless:
-    """Work that goes on until it is cancelled."""
+    """Work that runs until it is cancelled."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -74,7 +74,7 @@ def test_a_submitted_job_and_its_audio_are_on_disk(jobs: Jobs, tmp_path: Path) -
     assert jobs_in(tmp_path).desk.find("ann", job.id) == job
 
 
-def test_the_queue_takes_its_bound_and_not_one_more(tmp_path: Path) -> None:
+def test_the_queue_admits_its_bound_and_not_one_more(tmp_path: Path) -> None:
     jobs = jobs_in(tmp_path, max_queued=2)
     first = jobs.desk.submit("", b"1", "{}")
     jobs.desk.submit("", b"2", "{}")
@@ -86,7 +86,7 @@ def test_the_queue_takes_its_bound_and_not_one_more(tmp_path: Path) -> None:
     jobs.desk.submit("", b"3", "{}")
 
 
-def test_the_stored_audio_takes_its_bound_and_not_a_byte_more(tmp_path: Path) -> None:
+def test_stored_audio_is_admitted_up_to_its_bound_and_not_a_byte_more(tmp_path: Path) -> None:
     jobs = jobs_in(tmp_path, max_stored_bytes=10)
     jobs.desk.submit("", b"123456", "{}")
     with pytest.raises(Overloaded):
@@ -135,7 +135,7 @@ def test_the_audio_of_a_repeated_request_that_cannot_be_removed_is_no_error(
     """It belongs to no job, so retention removes it later."""
     first = jobs.desk.submit("", b"RIFF", "{}", "key")
     find = jobs.store.find_by_key
-    answers = [lambda *_: None, find]  # the first request was stored after the second one looked
+    answers = [lambda *_: None, find]  # the first request was stored after the second one searched
     monkeypatch.setattr(jobs.store, "find_by_key", lambda *key: answers.pop(0)(*key))
 
     def stuck(id: str) -> None:
@@ -150,7 +150,7 @@ def test_a_page_after_a_job_that_is_not_there_is_refused(jobs: Jobs) -> None:
         jobs.desk.page("ann", 10, "job_x")
 
 
-def test_audio_is_kept_wherever_fsspec_reaches() -> None:
+def test_audio_is_stored_on_any_file_system_of_fsspec() -> None:
     audio = JobAudio("memory://bucket/jobs")
     audio.put("job_1", b"RIFF")
     assert audio.get("job_1") == b"RIFF"
@@ -188,7 +188,7 @@ def test_every_error_of_a_file_system_is_an_os_error(monkeypatch: pytest.MonkeyP
 # ---------------------------------------------------------------- attempts
 
 
-async def test_work_gets_the_audio_and_its_result_is_kept(jobs: Jobs) -> None:
+async def test_work_gets_the_audio_and_its_result_is_stored(jobs: Jobs) -> None:
     job = jobs.desk.submit("", b"12345", "{}")
     async with jobs.working():
         done = await jobs.ended(job.id)
@@ -225,7 +225,7 @@ def test_the_wait_doubles_up_to_its_bound(attempts: int, wait_s: float) -> None:
     assert rules.backoff(attempts) == wait_s
 
 
-async def test_a_job_that_fails_every_attempt_is_given_up_with_its_last_error(jobs: Jobs) -> None:
+async def test_a_job_that_fails_every_attempt_fails_with_its_last_error(jobs: Jobs) -> None:
     work = Attempts(*(EngineFailed(f"attempt {n}") for n in range(1, 9)))
     job = jobs.desk.submit("", b"1", "{}")
     async with jobs.working(work):
@@ -242,7 +242,7 @@ async def test_a_missing_model_counts_as_a_failed_attempt(jobs: Jobs) -> None:
         assert (await jobs.ended(job.id)).error_code == "model_unavailable"
 
 
-async def test_what_no_attempt_can_mend_is_not_repeated(jobs: Jobs) -> None:
+async def test_a_non_retryable_error_is_not_retried(jobs: Jobs) -> None:
     work = Attempts(UnsupportedAudio("no audio"))
     job = jobs.desk.submit("", b"1", "{}")
     async with jobs.working(work):
@@ -250,7 +250,7 @@ async def test_what_no_attempt_can_mend_is_not_repeated(jobs: Jobs) -> None:
     assert (dead.state, dead.attempts, dead.error_code) == ("failed", 1, "unsupported_audio")
 
 
-async def test_what_is_not_of_the_family_is_not_told(jobs: Jobs) -> None:
+async def test_an_unexpected_error_is_not_revealed_to_the_client(jobs: Jobs) -> None:
     work = Attempts(*(RuntimeError("/secret/path") for _ in range(9)))
     job = jobs.desk.submit("", b"1", "{}")
     async with jobs.working(work):
@@ -259,7 +259,7 @@ async def test_what_is_not_of_the_family_is_not_told(jobs: Jobs) -> None:
     assert "secret" not in str(dead.error)
 
 
-async def test_a_full_queue_is_no_failure_of_the_job(
+async def test_a_full_queue_is_not_a_failed_attempt(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_worker, "OVERLOADED_RETRY_S", 0.01)
@@ -279,7 +279,7 @@ async def test_a_job_that_is_too_old_fails(jobs: Jobs) -> None:
     assert (dead.state, dead.error_code, work.begun) == ("failed", "deadline_exceeded", 0)
 
 
-async def test_a_job_whose_audio_is_gone_fails(jobs: Jobs) -> None:
+async def test_a_job_whose_audio_is_missing_fails(jobs: Jobs) -> None:
     job = jobs.desk.submit("", b"1", "{}")
     jobs.audio.remove(job.id)
     async with jobs.working():
@@ -327,7 +327,7 @@ async def test_a_worker_that_stops_finishes_what_runs_and_takes_nothing_new(jobs
         await jobs.until(waiting.id, lambda job: job.state == "queued")
 
 
-async def test_a_worker_that_must_go_gives_its_jobs_back_at_once(jobs: Jobs) -> None:
+async def test_a_cancelled_worker_requeues_its_jobs_at_once(jobs: Jobs) -> None:
     work = Endless()
     job = jobs.desk.submit("", b"1", "{}")
     async with jobs.working(work):
@@ -339,32 +339,32 @@ async def test_a_worker_that_must_go_gives_its_jobs_back_at_once(jobs: Jobs) -> 
 
 async def test_a_job_of_a_dead_worker_is_done_by_another(jobs: Jobs) -> None:
     job = jobs.desk.submit("", b"1", "{}")
-    assert jobs.store.take(0.05) is not None  # and then silence
+    assert jobs.store.take(0.05) is not None  # without a heartbeat
     async with jobs.working():
         done = await jobs.ended(job.id)
     assert (done.state, done.attempts) == ("completed", 2)
 
 
-async def test_a_job_that_kills_every_worker_is_given_up(jobs: Jobs) -> None:
+async def test_a_job_that_kills_every_worker_fails(jobs: Jobs) -> None:
     job = jobs.desk.submit("", b"1", "{}")
     for _ in range(2):
         lease = jobs.store.take(10.0)
         assert lease is not None
         jobs.store.requeue(lease, 0.0, None, counted=True)
-    assert jobs.store.take(0.0) is not None  # and then silence
+    assert jobs.store.take(0.0) is not None  # without a heartbeat
     async with jobs.working():
         dead = await jobs.ended(job.id)
     assert (dead.state, dead.attempts) == ("failed", 3)
     assert dead.error == "the worker of this job died"
 
 
-async def test_a_worker_outlives_a_database_that_is_away(
+async def test_a_worker_survives_a_database_outage(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take, complete = jobs.store.take, jobs.store.complete
     failing = {"take": 3, "complete": 3}
 
-    def unless_away(name: str, call: object):
+    def unless_unavailable(name: str, call: object):
         def ask(*args: object) -> object:
             if failing[name]:
                 failing[name] -= 1
@@ -373,8 +373,8 @@ async def test_a_worker_outlives_a_database_that_is_away(
 
         return ask
 
-    monkeypatch.setattr(jobs.store, "take", unless_away("take", take))
-    monkeypatch.setattr(jobs.store, "complete", unless_away("complete", complete))
+    monkeypatch.setattr(jobs.store, "take", unless_unavailable("take", take))
+    monkeypatch.setattr(jobs.store, "complete", unless_unavailable("complete", complete))
     job = jobs.desk.submit("", b"1", "{}")
     async with jobs.working():
         assert (await jobs.ended(job.id)).state == "completed"
