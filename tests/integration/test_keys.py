@@ -91,7 +91,7 @@ def is_open(socket: ClientConnection) -> bool:
         return True
     except ConnectionClosed:
         return False
-    raise AssertionError("nobody said anything")
+    raise AssertionError("there is no final")
 
 
 def logs() -> Path:
@@ -160,7 +160,7 @@ def counter_pids() -> set[int]:
     return {actor.pid for actor in actors if COUNTER in actor.name and actor.pid}
 
 
-def test_without_the_counter_the_replicas_go_on_and_tell_the_next_one_what_they_hold(
+def test_without_the_counter_the_replicas_continue_and_report_their_places_to_the_next_one(
     guarded: str, key_file: Path
 ) -> None:
     key_file.write_text(f"{KEY} concurrent={PLACES}\n")

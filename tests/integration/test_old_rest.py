@@ -24,7 +24,7 @@ def dialogue(demo_audio: Path) -> bytes:
 def quicker(
     application: Application, demo_args: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A graph of one Vosk model whose old .env file says AUDIO_SPEEDUP=1.25; its base URL."""
+    """A graph of one Vosk model whose old .env file has AUDIO_SPEEDUP=1.25; its base URL."""
     file = tmp_path_factory.mktemp("old") / ".env"
     file.write_text("AUDIO_SPEEDUP=1.25\n", encoding="utf-8")
     args = {
@@ -53,7 +53,7 @@ def words(answer: httpx.Response) -> list[dict[str, Any]]:
 def test_audio_speedup_gives_the_times_of_the_file_as_it_is(quicker: str, dialogue: bytes) -> None:
     plain = words(transcribe(quicker, dialogue, word_timestamps=True, speedup=1))
     sped_up = words(transcribe(quicker, dialogue, word_timestamps=True))
-    texts = [[word["word"] for word in heard] for heard in (plain, sped_up)]
+    texts = [[word["word"] for word in words] for words in (plain, sped_up)]
     matcher = SequenceMatcher(None, *texts, autojunk=False)
     pairs = [
         (plain[block.a + i], sped_up[block.b + i])
@@ -61,7 +61,7 @@ def test_audio_speedup_gives_the_times_of_the_file_as_it_is(quicker: str, dialog
         for i in range(block.size)
     ]
     assert len(pairs) > 0.8 * len(plain), "speech is still understood"
-    assert texts[0] != texts[1], "it is not heard as it is"
+    assert texts[0] != texts[1], "the recogniser gets other audio"
     for one, other in pairs:
         assert other["start"] == pytest.approx(one["start"], abs=0.1)
 
@@ -86,7 +86,7 @@ def test_the_answer_is_whispers_with_words_on_request(demo: str, dialogue: bytes
         assert "".join(word["word"] for word in segment["words"]).strip()
 
 
-def test_the_three_answers_say_the_same(demo: str, dialogue: bytes) -> None:
+def test_the_three_answers_have_the_same_text(demo: str, dialogue: bytes) -> None:
     text = transcribe(demo, dialogue, format="text")
     assert text.headers["Content-Type"] == "text/plain; charset=utf-8"
     for name in ("simple", "json"):

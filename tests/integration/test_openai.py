@@ -22,8 +22,8 @@ def client(demo: str) -> Iterator[OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def said(demo_audio: Path) -> dict[str, str]:
-    """What is said in the two dialogues."""
+def spoken(demo_audio: Path) -> dict[str, str]:
+    """What is spoken in the two dialogues."""
     found = {}
     for language in ("ru", "en"):
         reference = json.loads((demo_audio / f"dialogue-{language}.json").read_text("utf-8"))
@@ -36,14 +36,14 @@ def dialogue(demo_audio: Path, language: str) -> Path:
 
 
 @pytest.mark.parametrize("language", ["ru", "en"])
-def test_the_words_of_a_dialogue(client: OpenAI, demo_audio, said, language: str) -> None:
+def test_the_words_of_a_dialogue(client: OpenAI, demo_audio, spoken, language: str) -> None:
     answer: Any = client.audio.transcriptions.create(
         file=dialogue(demo_audio, language),
         model=WHISPER,
         response_format="verbose_json",
         timestamp_granularities=["word", "segment"],
     )
-    assert wer(said[language], answer.text) < 0.15
+    assert wer(spoken[language], answer.text) < 0.15
     assert answer.language == language
     starts = [word.start for word in answer.words]
     assert starts == sorted(starts)
@@ -52,15 +52,15 @@ def test_the_words_of_a_dialogue(client: OpenAI, demo_audio, said, language: str
 
 
 @pytest.mark.parametrize(("form", "sign"), [("text", ""), ("srt", " --> "), ("vtt", "WEBVTT")])
-def test_texts_and_subtitles(client: OpenAI, demo_audio, said, form: Any, sign: str) -> None:
+def test_texts_and_subtitles(client: OpenAI, demo_audio, spoken, form: Any, sign: str) -> None:
     answer = client.audio.transcriptions.create(
         file=dialogue(demo_audio, "en"), model=WHISPER, response_format=form
     )
     assert sign in answer
-    assert plain(answer).count(said["en"].split()[0]) >= 1
+    assert plain(answer).count(spoken["en"].split()[0]) >= 1
 
 
-def test_a_stream_tells_the_text_piece_by_piece(client: OpenAI, demo_audio, said) -> None:
+def test_a_stream_has_the_text_piece_by_piece(client: OpenAI, demo_audio, spoken) -> None:
     events = list(
         client.audio.transcriptions.create(
             file=dialogue(demo_audio, "en"), model=WHISPER, stream=True
@@ -71,10 +71,10 @@ def test_a_stream_tells_the_text_piece_by_piece(client: OpenAI, demo_audio, said
     assert events[-1] is done
     assert len(deltas) > 1
     assert plain("".join(deltas)) == plain(done.text)
-    assert wer(said["en"], done.text) < 0.15
+    assert wer(spoken["en"], done.text) < 0.15
 
 
-def test_who_said_what(client: OpenAI, demo_audio) -> None:
+def test_the_segments_have_their_speakers(client: OpenAI, demo_audio) -> None:
     answer: Any = client.audio.transcriptions.create(
         file=dialogue(demo_audio, "ru"),
         model="gpt-4o-transcribe-diarize",
@@ -85,7 +85,7 @@ def test_who_said_what(client: OpenAI, demo_audio) -> None:
 
 
 async def test_many_requests_at_once_of_the_asynchronous_client(
-    demo: str, demo_audio, said
+    demo: str, demo_audio, spoken
 ) -> None:
     async with AsyncOpenAI(base_url=f"{demo}/v1", api_key="none", max_retries=0) as client:
         calls = [
@@ -96,7 +96,7 @@ async def test_many_requests_at_once_of_the_asynchronous_client(
         ]
         answers = await asyncio.gather(*calls)
     assert len({answer.text for answer in answers}) == 1
-    assert wer(said["en"], answers[0].text) < 0.25
+    assert wer(spoken["en"], answers[0].text) < 0.25
 
 
 def test_errors_are_those_that_the_client_knows(client: OpenAI, demo_audio) -> None:

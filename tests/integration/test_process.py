@@ -1,12 +1,19 @@
 """`POST /v1/process` on the running graph: the promises of the API page, with real models."""
 
-from collections.abc import Callable
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 import pytest
+
+from configs.settings import SpeechArgs
 
 Process = Callable[..., httpx.Response]
 
@@ -190,7 +197,7 @@ def test_many_requests_at_once_are_all_answered_with_their_own_words(
     assert len(texts) == 2
 
 
-def test_the_service_says_which_models_are_loaded(demo: str) -> None:
+def test_the_service_lists_the_loaded_models(demo: str) -> None:
     stats = httpx.get(f"{demo}/cache/stats", timeout=30).json()
     assert {"demo-whisper", "demo-vosk", "demo-gigaam-emo", "demo-pyannote"} <= {
         entry["model_name"] for entry in stats
@@ -204,3 +211,48 @@ def test_ready_names_every_deployment(demo: str) -> None:
     assert body["deployments"] == dict.fromkeys(
         ["Ingress", "Decoder", "Whisper", "Vosk", "Emotion", "Diarization", "JobRunner"], True
     )
+
+
+@contextmanager
+def trickling(url: str, count: int) -> Iterator[list[socket.socket]]:
+    """Clients that begin an upload and then send a byte now and then."""
+    address = httpx.URL(url)
+    begin = (
+        f"POST {address.path}/v1/process HTTP/1.1\r\nHost: speech\r\nContent-Length: 1000000\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+    )
+    ended = Event()
+
+    def trickle(sockets: list[socket.socket]) -> None:
+        while not ended.wait(0.3):
+            for client in sockets:
+                with suppress(OSError):
+                    client.sendall(b"C")
+
+    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        place = (address.host, address.port or 80)
+        sockets = [stack.enter_context(socket.create_connection(place)) for _ in range(count)]
+        for client in sockets:
+            client.settimeout(30)
+            client.sendall(begin.encode())
+        pool.submit(trickle, sockets)
+        try:
+            yield sockets
+        finally:
+            ended.set()
+
+
+def test_slow_uploads_on_all_places_do_not_block_a_normal_client(
+    demo: str, demo_args: dict[str, Any], process: Process, dialogue: Path
+) -> None:
+    places = SpeechArgs(**demo_args).ingress.max_concurrent_requests
+    with trickling(demo, places) as slow:
+        answer = process(demo, dialogue, {})
+        for _ in range(20):
+            if answer.status_code != 503:
+                break
+            time.sleep(float(answer.headers["Retry-After"]))
+            answer = process(demo, dialogue, {})
+        assert result(answer)["tra"]["text"]
+        answered, _, _ = select.select(slow, [], [], 30)
+        assert {client.recv(12) for client in answered} == {b"HTTP/1.1 408"}

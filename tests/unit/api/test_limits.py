@@ -1,4 +1,4 @@
-"""The bounds of a request: bytes, parts, requests at once, seconds; nothing stays behind."""
+"""The bounds of a request: bytes, parts, requests at once, seconds; nothing is left over."""
 
 import asyncio
 import json
@@ -40,12 +40,12 @@ class Upload:
         self.headers: dict[bytes, bytes] = {}
         self._body = b""
         self._inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._hungry = asyncio.Event()
+        self._waiting = asyncio.Event()
         self.task = asyncio.create_task(app(scope, self._receive, self._send))
 
     async def _receive(self) -> dict[str, Any]:
         if self._inbox.empty():
-            self._hungry.set()
+            self._waiting.set()
         message = await self._inbox.get()
         self.taken += 1
         return message
@@ -57,13 +57,13 @@ class Upload:
 
     async def settle(self) -> None:
         """Until the app waits for more of the body, or has answered."""
-        hungry = asyncio.create_task(self._hungry.wait())
-        await asyncio.wait({hungry, self.task}, return_when=asyncio.FIRST_COMPLETED)
-        hungry.cancel()
+        waiting = asyncio.create_task(self._waiting.wait())
+        await asyncio.wait({waiting, self.task}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
 
     async def feed(self, *chunks: bytes) -> None:
         """Send a part of the body and wait until the app has dealt with it."""
-        self._hungry.clear()
+        self._waiting.clear()
         for chunk in chunks:
             self._inbox.put_nowait({"type": "http.request", "body": chunk, "more_body": True})
         await self.settle()
@@ -83,7 +83,7 @@ class Upload:
 
 
 class Gate:
-    """A service call that stays until it is let go."""
+    """A service call that waits until it is released."""
 
     def __init__(self) -> None:
         self.entered = asyncio.Event()
@@ -146,7 +146,7 @@ async def test_an_upload_without_length_is_cut_at_the_bound(service):
     assert service.calls == []
 
 
-async def test_a_length_that_lies_does_not_lift_the_bound(service):
+async def test_a_wrong_declared_length_does_not_lift_the_bound(service):
     upload = Upload(app_of(service, max_upload_bytes=MB), content_length=10)
     await upload.feed(HEAD, bytes(2 * MB))
     await upload.answer()
@@ -163,7 +163,7 @@ async def test_a_body_of_exactly_the_bound_is_taken(service):
     assert [data for data, _ in service.calls] == [b"audio"]
 
 
-async def test_an_upload_larger_than_memory_allows_is_spooled_and_gone_while_models_run(
+async def test_a_large_upload_is_spooled_to_disk_and_deleted_before_the_models_run(
     service, spooled
 ):
     gate = service.answer = Gate()
@@ -236,7 +236,7 @@ async def test_the_number_of_files_is_bounded_and_those_before_are_closed(servic
 
 @pytest.fixture
 async def busy(service: FakeService) -> AsyncIterator[tuple[FastAPI, Upload, Gate]]:
-    """An app with one slot, the request that holds it, and the gate that it waits at."""
+    """An app with one place, the request that holds it, and the gate that it waits at."""
     gate = service.answer = Gate()
     app = app_of(service, max_concurrent_requests=1)
     holder = Upload(app)
@@ -262,7 +262,7 @@ async def refused(app: FastAPI) -> bool:
     return True
 
 
-async def test_one_request_too_many_is_refused_at_once_and_may_come_back(busy):
+async def test_one_request_too_many_is_refused_at_once_and_may_retry(busy):
     app, holder, gate = busy
     assert await refused(app)
     gate.leave.set()
@@ -271,7 +271,7 @@ async def test_one_request_too_many_is_refused_at_once_and_may_come_back(busy):
     assert not await refused(app)
 
 
-async def test_an_upload_that_is_still_coming_holds_its_slot(service):
+async def test_an_upload_in_progress_holds_its_place(service):
     app = app_of(service, max_concurrent_requests=1)
     upload = Upload(app)
     await upload.feed(HEAD)
@@ -281,14 +281,14 @@ async def test_an_upload_that_is_still_coming_holds_its_slot(service):
     assert not await refused(app)
 
 
-async def test_light_routes_answer_while_all_slots_are_taken(busy):
+async def test_light_routes_answer_while_all_places_are_taken(busy):
     app, _, _ = busy
     async with client_of(app) as client:
         for path in ("/health", "/ready", "/v1/models"):
             assert (await client.get(path)).status_code == 200
 
 
-async def test_a_client_that_goes_away_cancels_the_work_and_frees_the_slot(busy):
+async def test_a_client_that_disconnects_cancels_the_work_and_frees_the_place(busy):
     app, holder, gate = busy
     holder.task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -297,7 +297,7 @@ async def test_a_client_that_goes_away_cancels_the_work_and_frees_the_slot(busy)
     assert not await refused(app)
 
 
-async def test_a_request_that_fails_frees_its_slot(service):
+async def test_a_request_that_fails_frees_its_place(service):
     app = app_of(service, max_concurrent_requests=1)
     service.answer = RuntimeError("boom")
     assert (await post(app)).status_code == 500

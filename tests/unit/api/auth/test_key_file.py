@@ -1,4 +1,4 @@
-"""The key file: what a line may say, and what becomes of a file that changes or goes away."""
+"""The key file: the content of a line, and a file that changes or disappears."""
 
 import logging
 import os
@@ -79,7 +79,7 @@ def test_of_two_lines_with_one_key_the_later_counts(path: Path) -> None:
     assert (file.count(), key.rate) == (1, 7)
 
 
-def test_what_is_kept_of_a_key_does_not_tell_it() -> None:
+def test_a_key_cannot_be_read_from_what_is_kept_of_it() -> None:
     key = parse_line(b"topsecret name=alice")
     assert key is not None
     assert "topsecret" not in f"{key!r} {key.id}"
@@ -118,7 +118,7 @@ def test_two_changes_at_one_time_of_the_clock_are_both_seen(path: Path) -> None:
     file = KeyFile(path)
     before = path.stat()
     for key in ("key2", "key3"):
-        path.write_text(f"{key}\n")  # as long as before, so that only the time could tell
+        path.write_text(f"{key}\n")  # as long as before, so that only the time differs
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert found(file, key) == [True]
 
@@ -184,11 +184,11 @@ def test_a_file_that_is_there_is_left_alone(path: Path) -> None:
     assert path.read_text() == "key1\n"
 
 
-def test_the_command_says_where_the_key_is_and_not_what(
+def test_the_command_prints_the_path_of_the_key_and_never_the_key(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(path)]) == 0
     assert main([str(path)]) == 0
-    told = capsys.readouterr()
-    assert told.out.count(str(path)) == 2
-    assert path.read_text().strip() not in told.out + told.err
+    printed = capsys.readouterr()
+    assert printed.out.count(str(path)) == 2
+    assert path.read_text().strip() not in printed.out + printed.err

@@ -25,7 +25,7 @@ def refusal_of(
     return counter.enter(key, rate, concurrent, place)
 
 
-def test_a_minute_holds_as_many_requests_as_its_rate_says(clock: Clock) -> None:
+def test_a_minute_holds_as_many_requests_as_the_rate(clock: Clock) -> None:
     counter = KeyCounter(clock=clock)
     assert [refusal_of(counter, rate=3) for _ in range(3)] == [None] * 3
     refused = refusal_of(counter, rate=3)

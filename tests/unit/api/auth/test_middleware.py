@@ -100,7 +100,7 @@ class Gate:
         return Transcript(1.0)
 
 
-# ---------------------------------------------------------------- who comes in
+# ---------------------------------------------------------------- who is admitted
 
 
 async def test_without_keys_everything_is_open(service: FakeService) -> None:
@@ -304,20 +304,20 @@ async def test_the_keys_can_be_counted_and_read_again_as_the_asr_server_does(
     assert (await client.get("/keys/count", headers=HEADERS)).json() == {"count": 3}
 
 
-# ---------------------------------------------------------------- how it is said
+# ---------------------------------------------------------------- how it is rendered
 
 
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/keys/count"), ("POST", "/keys/reload"), ("POST", "/transcribe")]
 )
-async def test_the_asr_server_says_it_in_its_own_words(client, method: str, path: str) -> None:
+async def test_the_asr_server_has_its_own_texts(client, method: str, path: str) -> None:
     missing = await client.request(method, path)
     assert (missing.status_code, missing.json()) == (401, {"detail": "Not authenticated"})
     wrong = await client.request(method, path, headers={"X-API-Key": "wrong"})
     assert (wrong.status_code, wrong.json()) == (403, {"detail": "Неверный API ключ"})
 
 
-async def test_openai_says_it_as_an_error_object(client) -> None:
+async def test_openais_routes_have_an_error_object(client) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         answer = await client.post("/v1/audio/transcriptions", headers=headers)
         assert answer.status_code == 401
@@ -345,7 +345,7 @@ async def test_the_client_of_openai_knows_what_is_meant(
             assert refused.value.code == "invalid_api_key"
 
 
-async def test_openapi_tells_how_to_send_a_key(app) -> None:
+async def test_openapi_describes_how_to_send_a_key(app) -> None:
     schema = app.openapi()
     assert schema is app.openapi()
     assert set(schema["components"]["securitySchemes"]) == {"key", "bearer"}
@@ -428,7 +428,7 @@ async def test_a_socket_takes_a_place_for_as_long_as_it_lasts(app, write_keys: W
             async with httpx.AsyncClient(base_url=f"http://{address}") as client:
                 assert (await client.get("/v1/models", headers=HEADERS)).status_code == 429
         async with asyncio.timeout(WAIT_S):
-            while True:  # the server needs a moment to see that the client is gone
+            while True:  # the server needs a moment to see the disconnect
                 try:
                     async with connect(f"ws://{address}/ws", **with_key):
                         return
@@ -436,7 +436,7 @@ async def test_a_socket_takes_a_place_for_as_long_as_it_lasts(app, write_keys: W
                     await asyncio.sleep(0.02)
 
 
-# ---------------------------------------------------------------- what is told of a key
+# ---------------------------------------------------------------- what is logged and sent of a key
 
 
 async def test_no_key_gets_into_a_log_or_an_answer(
@@ -444,15 +444,15 @@ async def test_no_key_gets_into_a_log_or_an_answer(
 ) -> None:
     caplog.set_level(logging.INFO)
     for name in ("httpx", "httpcore", "websockets", "websockets.client", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what the clients say is their own
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what the clients log is their own
     wrong = "wr0ng-key"
     service.answer = RuntimeError("boom")
-    told = ""
+    sent = ""
     async with serving(app) as address:
         for path in SOCKETS:
             async with connect(f"ws://{address}{path}?token={KEY}&model=vosk-ru"):
                 pass
-            told += (await refusal(address, f"{path}?model=x&token={wrong}")).body.decode()
+            sent += (await refusal(address, f"{path}?model=x&token={wrong}")).body.decode()
         async with httpx.AsyncClient(base_url=f"http://{address}") as client:
             for key in (KEY, wrong):
                 answers = [
@@ -461,9 +461,9 @@ async def test_no_key_gets_into_a_log_or_an_answer(
                     await client.get("/v1/models", params={"token": key}),
                     await client.get("/nowhere", headers={"X-API-Key": key}),
                 ]
-                told += "".join(answer.text + str(answer.headers) for answer in answers)
+                sent += "".join(answer.text + str(answer.headers) for answer in answers)
     assert "model=vosk-ru" in caplog.text, "the server logs the rest of the query"
     assert "boom" in caplog.text
     for key in (KEY, wrong):
         assert key not in caplog.text
-        assert key not in told
+        assert key not in sent

@@ -121,8 +121,8 @@ async def test_the_query_goes_before_the_form_and_the_form_before_the_json_part(
     inner = {"language": "en", "task": "translate", "beam_size": 2}
     form = {"language": "ru", "task": "transcribe", "options": json.dumps(inner)}
     await ask(client, query={"language": "fr"}, form=form)
-    heard = service.options.transcribe
-    assert (heard.language, heard.task, heard.beam_size) == ("fr", "transcribe", 2)
+    options = service.options.transcribe
+    assert (options.language, options.task, options.beam_size) == ("fr", "transcribe", 2)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ async def test_the_json_part_has_any_name(client, service, part):
     assert service.options.transcribe.language == "ru"
 
 
-async def test_a_form_whose_header_says_json_is_still_a_form(client, service):
+async def test_a_form_labelled_as_json_is_still_a_form(client, service):
     """What curl sends of the README's lines, which set that header, once they name a form."""
     form = httpx.Request(
         "POST", "http://speech", files={"audio_file": AUDIO}, data={"params": '{"beam_size": 2}'}
@@ -175,9 +175,9 @@ async def test_the_operator_sets_speed_and_language_of_requests_that_do_not(serv
     async with client_of(app_of(service, asr={"speedup": 1.25, "language": "ru"})) as client:
         await ask(client)
         await ask(client, query={"speedup": "1", "language": "auto"})
-    (_, unsaid), (_, said) = service.calls
-    assert (unsaid.speedup, unsaid.transcribe.language) == (1.25, "ru")
-    assert (said.speedup, said.transcribe.language) == (1.0, None)
+    (_, default), (_, explicit) = service.calls
+    assert (default.speedup, default.transcribe.language) == (1.25, "ru")
+    assert (explicit.speedup, explicit.transcribe.language) == (1.0, None)
 
 
 @pytest.mark.parametrize("speedup", ["0.25", "1.25", "4"])
@@ -251,13 +251,13 @@ async def test_clips_have_a_bound(client, service):
 
 
 @pytest.mark.parametrize("name", ["_fields_set", "cls", "self", "options", "model_extra", "", "é"])
-async def test_an_option_that_nobody_knows_may_have_any_name(client, name):
+async def test_an_unknown_option_may_have_any_name(client, name):
     for place in ("query", "form"):
         assert (await ask(client, **{place: {name: "1"}})).status_code == 200
     assert (await ask(client, form={"params": json.dumps({name: 1})})).status_code == 200
 
 
-async def test_options_that_nobody_knows_are_told_and_change_nothing(client, service):
+async def test_unknown_options_are_listed_in_a_warning_and_change_nothing(client, service):
     answer = await ask(client, query={"languge": "ru"}, form={"params": '{"beam": 2}'})
     assert answer.status_code == 200
     assert json.loads(answer.headers["X-Speechgraph-Warnings"]) == [
@@ -267,7 +267,7 @@ async def test_options_that_nobody_knows_are_told_and_change_nothing(client, ser
     assert service.options.transcribe == TranscribeOptions(**DEFAULTS)
 
 
-async def test_what_a_recogniser_does_not_honour_is_told(client, service):
+async def test_what_a_recogniser_does_not_honour_is_a_warning(client, service):
     service.answer = Transcript(1.0, segments=(), warnings=("no beams here",))
     answer = await ask(client, query={"format": "text"})
     assert json.loads(answer.headers["X-Speechgraph-Warnings"]) == ["no beams here"]
@@ -349,7 +349,7 @@ async def test_two_uploads_of_one_name_do_not_meet(client, service):
 # ---------------------------------------------------------------- errors
 
 
-async def test_a_file_that_is_missing_is_told_as_fastapi_tells_it(client):
+async def test_a_missing_file_is_rendered_as_fastapi_does(client):
     answer = await client.post("/transcribe", files={"file": AUDIO})
     assert answer.status_code == 422
     assert answer.json()["detail"] == [
@@ -368,7 +368,7 @@ async def test_a_file_that_is_missing_is_told_as_fastapi_tells_it(client):
         (Overloaded("32 requests"), 503, "Ошибка транскрибации: 32 requests"),
     ],
 )  # fmt: skip
-async def test_what_fails_is_told_in_the_words_of_the_original_with_a_status_that_fits(
+async def test_a_failure_has_the_text_of_the_original_and_a_status_that_fits(
     client, service, error: SpeechError, status, detail
 ):
     service.answer = error
@@ -384,7 +384,7 @@ async def test_an_empty_file_is_refused(client, service):
     assert service.calls == []
 
 
-async def test_an_error_from_outside_the_family_is_not_told(client, service):
+async def test_the_text_of_an_error_from_outside_the_family_is_withheld(client, service):
     service.answer = ValueError("secret")
     answer = await ask(client)
     assert answer.status_code == 500

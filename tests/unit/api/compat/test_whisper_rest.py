@@ -87,7 +87,7 @@ async def test_the_recogniser_is_asked_for_what_the_original_asks(client, servic
 
 
 @pytest.mark.parametrize(
-    ("language", "heard", "prompt"),
+    ("language", "expected", "prompt"),
     [
         ("ru", "ru", "Это аудио на русском языке."),
         ("EN", "en", None),
@@ -96,11 +96,11 @@ async def test_the_recogniser_is_asked_for_what_the_original_asks(client, servic
     ],
 )
 async def test_russian_has_a_prompt_and_nothing_means_auto(
-    client, service, language, heard, prompt
+    client, service, language, expected, prompt
 ):
     await ask(client, language=language)
     options = service.options.transcribe
-    assert (options.language, options.initial_prompt) == (heard, prompt)
+    assert (options.language, options.initial_prompt) == (expected, prompt)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ async def test_a_request_without_a_file_gets_the_text_of_the_original(client, re
         (Overloaded("busy"), 503),
     ],
 )
-async def test_what_fails_is_told_in_the_words_of_the_original_with_a_status_that_fits(
+async def test_a_failure_has_the_text_of_the_original_and_a_status_that_fits(
     client, service, error: SpeechError, status
 ):
     service.answer = error
@@ -169,7 +169,7 @@ async def test_an_upload_has_its_bound(service):
 # ---------------------------------------------------------------- models, health, metrics
 
 
-async def test_models_are_listed_with_what_the_original_says_of_them(service):
+async def test_models_are_listed_with_the_descriptions_of_the_original(service):
     aliases = {"base": None, "ours": "large-v3-turbo"}
     async with client_of(app_of(service, whisper_rest_aliases=aliases)) as client:
         answer = await client.get("/api/models")
@@ -196,24 +196,22 @@ async def test_loaded_models_are_left_out_where_there_is_none(client, service):
     assert (await client.get("/api/models")).json()["loaded_models"] == ["small"]
 
 
-async def test_models_that_cannot_be_listed_are_told_in_the_words_of_the_original(
-    client, service, monkeypatch
-):
+async def test_a_failure_to_list_models_has_the_text_of_the_original(client, service, monkeypatch):
     async def broken() -> list[dict[str, Any]]:
-        raise EngineFailed("nobody answers")
+        raise EngineFailed("no answer")
 
     monkeypatch.setattr(service, "cache_stats", broken)
     answer = await client.get("/api/models")
-    text = "Ошибка при получении списка моделей: nobody answers"
+    text = "Ошибка при получении списка моделей: no answer"
     assert (answer.status_code, answer.json()) == (500, {"error": text})
 
 
-async def test_health_tells_the_time_to_the_nanosecond(client):
+async def test_health_has_the_time_to_the_nanosecond(client):
     body = (await client.get("/api/health")).json()
     assert (body["status"], body["version"]) == ("ok", "1.2.3")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", body["server_time"])
-    told = datetime.fromisoformat(body["server_time"])
-    assert abs(datetime.now(UTC) - told) < timedelta(minutes=1)
+    server_time = datetime.fromisoformat(body["server_time"])
+    assert abs(datetime.now(UTC) - server_time) < timedelta(minutes=1)
 
 
 async def test_metrics_count_the_transcriptions_and_those_that_failed(client, service):

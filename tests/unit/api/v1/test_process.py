@@ -1,4 +1,4 @@
-"""The v1 dialect: what clients may ask of ``POST /v1/process``, and what they are told."""
+"""The v1 dialect: requests to ``POST /v1/process`` and their answers."""
 
 import json
 import logging
@@ -322,7 +322,7 @@ async def test_the_text_answer_has_only_what_was_asked_for(client, service):
 
 
 @pytest.mark.parametrize("format_output", ["json", "text"])
-async def test_the_answer_is_what_openapi_says(client, service, format_output):
+async def test_the_answer_matches_openapi(client, service, format_output):
     service.answer = TRANSCRIPT
     tasks = ["transcribe", "diarization", "emotion"]
     request = {"settings": {"tasks": tasks}, "format_output": format_output}
@@ -382,7 +382,7 @@ def family() -> list[type[SpeechError]]:
 
 
 @pytest.mark.parametrize("kind", family())
-async def test_every_error_of_the_family_has_a_status_and_says_its_code(client, service, kind):
+async def test_every_error_of_the_family_has_its_status_and_code(client, service, kind):
     service.answer = kind("what went wrong")
     answer = await ask(client, {"settings": {}})
     body = answer.json()
@@ -395,13 +395,13 @@ async def test_every_error_of_the_family_has_a_status_and_says_its_code(client, 
 
 @pytest.mark.parametrize("kind", [Overloaded, ModelUnavailable])
 @pytest.mark.parametrize(("retry_after_s", "header"), [(0.1, "1"), (2.0, "2"), (7.2, "8")])
-async def test_a_busy_service_says_when_to_come_back(client, service, kind, retry_after_s, header):
+async def test_a_busy_service_gives_the_time_to_retry(client, service, kind, retry_after_s, header):
     service.answer = kind("full", retry_after_s=retry_after_s)
     answer = await ask(client, {"settings": {}})
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, header)
 
 
-async def test_a_failed_model_is_named_in_the_words_of_the_v1_api(client, service):
+async def test_a_failure_of_a_model_has_the_text_of_the_v1_api(client, service):
     service.answer = EngineFailed("the recogniser gave up")
     answer = await ask(client, {"settings": {}})
     assert answer.json() == {
@@ -410,7 +410,7 @@ async def test_a_failed_model_is_named_in_the_words_of_the_v1_api(client, servic
     }
 
 
-async def test_an_unknown_exception_is_logged_with_the_request_id_and_not_told(
+async def test_an_unknown_exception_is_logged_with_the_request_id_and_withheld(
     client, service, caplog
 ):
     service.answer = RuntimeError("/secret/path")
