@@ -112,7 +112,7 @@ class KeyFile:
 
     def find(self, presented: bytes) -> Key | None:
         """The key that a client presents, or None."""
-        self.refresh()
+        self._refresh()
         digest = _digest(presented)
         found = None
         # All are compared: the time must not depend on which key matches.
@@ -123,10 +123,10 @@ class KeyFile:
 
     def count(self) -> int:
         """How many keys there are."""
-        self.refresh()
+        self._refresh()
         return len(self._keys)
 
-    def refresh(self) -> None:
+    def _refresh(self) -> None:
         """Read the file if it is not what was read last."""
         try:
             if self._seen is None or _identity(self._path.stat()) != self._seen:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+import api.limits
 from speech.transcript import Transcript
 from tests.unit.fake_service import FakeService, app_of, client_of
 
@@ -21,8 +22,8 @@ TAIL = (
 )
 
 
-class Upload:
-    """A request that is fed by hand, as a server would; ``taken`` counts the chunks it read."""
+class RawRequest:
+    """A request whose body is given chunk by chunk; ``taken`` counts the chunks the app read."""
 
     def __init__(self, app: FastAPI, *, content_length: int | None = None) -> None:
         headers = [(b"content-type", b"multipart/form-data; boundary=x")]
@@ -35,6 +36,7 @@ class Upload:
             "query_string": b"",
             "headers": headers,
         }
+        self.reads_answer = True
         self.taken = 0
         self.status: int | None = None
         self.headers: dict[bytes, bytes] = {}
@@ -51,6 +53,8 @@ class Upload:
         return message
 
     async def _send(self, message: dict[str, Any]) -> None:
+        if not self.reads_answer:
+            await asyncio.Event().wait()
         self.status = message.get("status", self.status)
         self.headers |= dict(message.get("headers", []))
         self._body += message.get("body", b"")
@@ -127,7 +131,7 @@ async def post(app: FastAPI, audio: bytes = b"x", **fields: str) -> Any:
 
 
 async def test_a_declared_length_above_the_bound_is_refused_before_a_byte_is_read(service):
-    upload = Upload(app_of(service, max_upload_bytes=MB), content_length=MB + 1)
+    upload = RawRequest(app_of(service, max_upload_bytes=MB), content_length=MB + 1)
     body = await upload.answer()
     assert upload.status == 413
     assert body == {
@@ -138,7 +142,7 @@ async def test_a_declared_length_above_the_bound_is_refused_before_a_byte_is_rea
 
 
 async def test_an_upload_without_length_is_cut_at_the_bound(service):
-    upload = Upload(app_of(service, max_upload_bytes=3 * MB))
+    upload = RawRequest(app_of(service, max_upload_bytes=3 * MB))
     await upload.feed(HEAD, *[bytes(MB)] * 10)
     body = await upload.answer()
     assert (upload.status, body["code"]) == (413, "audio_too_large")
@@ -147,7 +151,7 @@ async def test_an_upload_without_length_is_cut_at_the_bound(service):
 
 
 async def test_a_wrong_declared_length_does_not_lift_the_bound(service):
-    upload = Upload(app_of(service, max_upload_bytes=MB), content_length=10)
+    upload = RawRequest(app_of(service, max_upload_bytes=MB), content_length=10)
     await upload.feed(HEAD, bytes(2 * MB))
     await upload.answer()
     assert upload.status == 413
@@ -156,7 +160,7 @@ async def test_a_wrong_declared_length_does_not_lift_the_bound(service):
 async def test_a_body_of_exactly_the_bound_is_taken(service):
     body = HEAD + b"audio" + TAIL
     for bound, status in ((len(body), 200), (len(body) - 1, 413)):
-        upload = Upload(app_of(service, max_upload_bytes=bound))
+        upload = RawRequest(app_of(service, max_upload_bytes=bound))
         upload.finish(body)
         await upload.answer()
         assert upload.status == status
@@ -167,7 +171,7 @@ async def test_a_large_upload_is_spooled_to_disk_and_deleted_before_the_models_r
     service, spooled
 ):
     gate = service.answer = Gate()
-    upload = Upload(app_of(service))
+    upload = RawRequest(app_of(service))
     await upload.feed(HEAD, bytes(2 * MB))
     assert spooled() == 1
     upload.finish(TAIL)
@@ -179,7 +183,7 @@ async def test_a_large_upload_is_spooled_to_disk_and_deleted_before_the_models_r
 
 
 async def test_nothing_stays_on_disk_after_a_refused_upload(service, spooled):
-    upload = Upload(app_of(service, max_upload_bytes=3 * MB))
+    upload = RawRequest(app_of(service, max_upload_bytes=3 * MB))
     await upload.feed(HEAD, bytes(2 * MB))
     assert spooled() == 1
     await upload.feed(bytes(2 * MB))
@@ -189,7 +193,7 @@ async def test_nothing_stays_on_disk_after_a_refused_upload(service, spooled):
 
 
 async def test_nothing_stays_on_disk_after_a_disconnect_in_mid_upload(service, spooled):
-    upload = Upload(app_of(service))
+    upload = RawRequest(app_of(service))
     await upload.feed(HEAD, bytes(2 * MB))
     assert spooled() == 1
     upload.disconnect()
@@ -199,7 +203,7 @@ async def test_nothing_stays_on_disk_after_a_disconnect_in_mid_upload(service, s
 
 
 async def test_nothing_stays_on_disk_after_a_cancelled_upload(service, spooled):
-    upload = Upload(app_of(service))
+    upload = RawRequest(app_of(service))
     await upload.feed(HEAD, bytes(2 * MB))
     assert spooled() == 1
     upload.task.cancel()
@@ -224,7 +228,7 @@ async def test_the_number_of_text_parts_is_bounded(service):
 
 
 async def test_the_number_of_files_is_bounded_and_those_before_are_closed(service, spooled):
-    upload = Upload(app_of(service))
+    upload = RawRequest(app_of(service))
     await upload.feed(HEAD, bytes(2 * MB), *[b"\r\n" + HEAD] * 16)
     body = await upload.answer()
     assert (upload.status, body["code"]) == (400, "invalid_request")
@@ -235,11 +239,11 @@ async def test_the_number_of_files_is_bounded_and_those_before_are_closed(servic
 
 
 @pytest.fixture
-async def busy(service: FakeService) -> AsyncIterator[tuple[FastAPI, Upload, Gate]]:
+async def busy(service: FakeService) -> AsyncIterator[tuple[FastAPI, RawRequest, Gate]]:
     """An app with one place, the request that holds it, and the gate that it waits at."""
     gate = service.answer = Gate()
     app = app_of(service, max_concurrent_requests=1)
-    holder = Upload(app)
+    holder = RawRequest(app)
     holder.finish(HEAD + b"audio" + TAIL)
     await gate.entered.wait()
     yield app, holder, gate
@@ -249,7 +253,7 @@ async def busy(service: FakeService) -> AsyncIterator[tuple[FastAPI, Upload, Gat
 
 async def refused(app: FastAPI) -> bool:
     """Whether one more upload is refused; that must not need a byte of its body."""
-    upload = Upload(app)
+    upload = RawRequest(app)
     await upload.settle()
     if not upload.task.done():
         upload.disconnect()
@@ -273,7 +277,7 @@ async def test_one_request_too_many_is_refused_at_once_and_may_retry(busy):
 
 async def test_an_upload_in_progress_holds_its_place(service):
     app = app_of(service, max_concurrent_requests=1)
-    upload = Upload(app)
+    upload = RawRequest(app)
     await upload.feed(HEAD)
     assert await refused(app)
     upload.disconnect()
@@ -322,10 +326,24 @@ async def test_a_request_beyond_its_deadline_is_cancelled_and_answered(service):
 
 
 async def test_an_upload_that_never_ends_meets_the_deadline_too(service):
-    upload = Upload(app_of(service, request_timeout_s=0.05))
+    upload = RawRequest(app_of(service, request_timeout_s=0.05))
     await upload.feed(HEAD)
     await upload.answer()
     assert upload.status == 504
+
+
+async def test_a_client_that_does_not_read_its_answer_frees_its_place_after_the_deadline(
+    service, monkeypatch
+):
+    monkeypatch.setattr(api.limits, "ANSWER_GRACE_S", 0.05)
+    app = app_of(service, request_timeout_s=0.05, max_concurrent_requests=1)
+    upload = RawRequest(app)
+    upload.reads_answer = False
+    upload.finish(HEAD + b"audio" + TAIL)
+    async with asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            await upload.task
+    assert not await refused(app)
 
 
 async def test_a_timeout_of_the_service_itself_is_not_taken_for_the_deadline(service):
