@@ -134,7 +134,7 @@ def router(desk: JobDesk) -> APIRouter:
     @routes.get("/v1/job/{job_id}", include_in_schema=False)
     @routes.get(
         "/v1/jobs/{job_id}",
-        summary="How a job stands, and its result",
+        summary="State and result of a job",
         response_model=JobResponse,
         responses=responses(404, 500, 503),
     )
