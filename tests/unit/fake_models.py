@@ -51,6 +51,7 @@ class FakeModels:
         self.endpointing: list[EndpointOptions] = []
         self.asked: list[TranscribeOptions] = []
         self.recognised: list[Samples] = []
+        self.trailing_silence_s: list[float] = []
         self.failure: Exception | None = None
         self.unstable = False
         self.yields = 0
@@ -81,7 +82,9 @@ class FakeModels:
         words = numbers_in(samples)
         if self.unstable and words and words[-1].end == audio.duration:
             words = (*words[:-1], replace(words[-1], text=f" hm{len(self.asked)}"))
-        return Recognition((Segment(0.0, audio.duration, "", words),))
+        timed = words if options.word_timestamps else ()
+        text = "".join(word.text for word in words)
+        return Recognition((Segment(0.0, audio.duration, text, timed),))
 
     async def classify(
         self, audio: DecodedAudio, spans: Sequence[Span], options: EmotionOptions
@@ -126,6 +129,7 @@ class FakeStream:
         return numbers_in(self._fed)
 
     async def finish(self, trailing_silence_s: float = 0.0) -> tuple[Word, ...]:
+        self._models.trailing_silence_s.append(trailing_silence_s)
         fed, self._fed = self._fed, silence(0)
         return numbers_in(fed)
 

@@ -8,7 +8,9 @@ from speech.errors import Overloaded
 from speech.live.registry import SessionRegistry
 from speech.live.session import LiveSession
 from speech.live.stream_decoder import stream_decoder
-from tests.unit.speech.live.test_session import STREAMING, FakeModels, pcm, phrase, silence, until
+from tests.unit.fake_models import FakeModels
+from tests.unit.live_audio import exact, silence, speak
+from tests.unit.speech.live.test_session import STREAMING, until
 
 
 @pytest.fixture
@@ -53,9 +55,9 @@ async def test_one_session_more_than_there_is_room_for_is_refused(models, sessio
 async def test_a_session_that_cannot_be_resumed_ends_with_its_socket(models, sessions):
     session = begun(models, sessions)
     owner = sessions.attach(session)
-    await until(lambda: models.open_streams)
+    await until(lambda: models.streams)
     await sessions.leave(session, owner, resumable=False)
-    assert (sessions.count, models.open_streams) == (0, 0)
+    assert (sessions.count, models.streams) == (0, 0)
     assert sessions.find("one") is None
 
 
@@ -71,10 +73,10 @@ async def test_a_session_waits_to_be_resumed(models, sessions):
 async def test_a_session_that_nobody_resumes_is_freed(models):
     sessions = SessionRegistry(max_sessions=2, retention_s=0.01)
     session = begun(models, sessions)
-    await until(lambda: models.open_streams)
+    await until(lambda: models.streams)
     await sessions.leave(session, sessions.attach(session), resumable=True)
     async with asyncio.timeout(5):
-        await until(lambda: not sessions.count and not models.open_streams)
+        await until(lambda: not sessions.count and not models.streams)
 
 
 async def test_the_newer_socket_has_the_session(models, sessions):
@@ -110,7 +112,7 @@ async def test_a_finished_session_is_not_kept(models, sessions):
 
 async def test_a_drain_admits_no_stream_and_ends_each_at_a_pause(models, sessions):
     session = begun(models, sessions)
-    session.offer(pcm(phrase(1, 2), silence(1)))
+    session.offer(exact(speak(1, 2), silence(1)))
     draining = asyncio.create_task(sessions.drain())
     events = [event async for event in session.events()]
     assert [event.text for event in events if event.kind == "final"] == ["1 2"]

@@ -1,14 +1,9 @@
-"""The live session: which events audio and commands lead to.
-
-The fake recognisers recognise tones: a "word" is half a second of a constant level that encodes its
-number, so every test knows what is to be recognised, sample by sample.
-"""
+"""The live session: what becomes of audio and commands, as its events report it."""
 
 import asyncio
 import itertools
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from speech.audio import SAMPLE_RATE
@@ -21,7 +16,6 @@ from speech.live.pending_total import PendingTotal
 from speech.live.session import LiveSession
 from speech.live.session_options import (
     FrameSynchronous,
-    LivePorts,
     Pieces,
     ResumeState,
     SessionLimits,
@@ -31,102 +25,16 @@ from speech.live.session_options import (
 )
 from speech.live.stream_decoder import stream_decoder
 from speech.log_context import session_id
-from speech.media.segmentation import WINDOW_SAMPLES
 from speech.ports import TranscribeOptions
-from speech.transcript import Recognition, Segment, Word
+from speech.transcript import Recognition
+from tests.unit.fake_models import FakeModels
+from tests.unit.live_audio import exact, silence, speak
 
-LEVELS = 200
 WORD_S, GAP_S = 0.5, 0.1
-SHORTEST = round(0.3 * SAMPLE_RATE)
 
 
-def word(number):
-    """Samples of one word."""
-    return np.full(round(WORD_S * SAMPLE_RATE), 0.1 + 0.004 * (number % LEVELS), np.float32)
-
-
-def silence(seconds):
-    return np.zeros(round(seconds * SAMPLE_RATE), np.float32)
-
-
-def phrase(*numbers):
-    return np.concatenate([part for n in numbers for part in (word(n), silence(GAP_S))])
-
-
-def pcm(*parts):
-    return (np.concatenate(parts) * 32767).astype("<i2").tobytes()
-
-
-def spoken(samples):
-    """The words in some samples, also the one that is being spoken."""
-    edges = np.flatnonzero(np.abs(np.diff(samples, prepend=0, append=0)) > 1e-3)
-    return tuple(
-        Word(f" {round((float(samples[a]) - 0.1) / 0.004)}", a / SAMPLE_RATE, b / SAMPLE_RATE)
-        for a, b in itertools.pairwise(edges)
-        if b - a >= SHORTEST and samples[a] > 0.05
-    )
-
-
-class FakeModels:
-    """All ports in one, with a record of what happened to them."""
-
-    def __init__(self):
-        self.open_streams = 0
-        self.asked = []
-        self.trailing_silence_s = []
-        self.answer = None
-        self.hold = asyncio.Event()
-        self.hold.set()
-
-    def ports(self):
-        return LivePorts(lambda options: Activity(), self, self)
-
-    async def open(self, model, hotwords=None):
-        self.open_streams += 1
-        return Stream(self)
-
-    async def transcribe(self, audio, options, channel):
-        samples = audio.content.mono
-        self.asked.append((options.model, len(samples) / SAMPLE_RATE))
-        await self.hold.wait()
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        words = spoken(samples)
-        text = "".join(w.text for w in words)
-        timed = words if options.word_timestamps else ()
-        segments = (Segment(0.0, audio.duration, text, timed),) if words else ()
-        return Recognition(segments)
-
-
-class Stream:
-    def __init__(self, models):
-        self._ears = models
-        self._fed = []
-
-    async def feed(self, samples):
-        await self._ears.hold.wait()
-        self._fed.append(samples)
-        return spoken(np.concatenate(self._fed))
-
-    async def finish(self, trailing_silence_s=0.0):
-        self._ears.trailing_silence_s.append(trailing_silence_s)
-        fed, self._fed = self._fed, []
-        return spoken(np.concatenate(fed)) if fed else ()
-
-    async def close(self):
-        self._ears.open_streams -= 1
-
-
-class Activity:
-    def __init__(self):
-        self._rest = np.zeros(0, np.float32)
-
-    async def feed(self, samples):
-        joined = np.concatenate((self._rest, samples))
-        whole = len(joined) // WINDOW_SAMPLES
-        windows = joined[: whole * WINDOW_SAMPLES].reshape(whole, WINDOW_SAMPLES)
-        self._rest = joined[whole * WINDOW_SAMPLES :]
-        return np.where(np.abs(windows).max(axis=1, initial=0) > 0.05, 0.95, 0.02)
+def phrase(*numbers, gap_s=GAP_S):
+    return speak(*numbers, word_s=WORD_S, gap_s=gap_s)
 
 
 STREAMING = SessionOptions(FrameSynchronous("fast"))
@@ -177,11 +85,11 @@ def texts(events):
     return [event.text for event in finals(events)]
 
 
-TWO = pcm(silence(1), phrase(1, 2, 3), silence(1.5), phrase(4, 5), silence(1.5))
+TWO = exact(silence(1), phrase(1, 2, 3), silence(1.5), phrase(4, 5), silence(1.5))
 
 
 async def test_the_recogniser_gets_the_length_of_the_silence_at_the_end(models):
-    await events_of(session_of(models), pcm(silence(1), phrase(1, 2), silence(1.5), phrase(3)))
+    await events_of(session_of(models), exact(silence(1), phrase(1, 2), silence(1.5), phrase(3)))
     paused, at_the_end = models.trailing_silence_s
     assert paused == pytest.approx(STREAMING.endpointing.silence_s, abs=0.05)
     assert at_the_end == pytest.approx(GAP_S, abs=0.05)
@@ -238,9 +146,11 @@ async def test_the_size_of_frames_changes_no_final(models, options, frame):
 
 
 async def test_partials_grow_and_stop_with_the_final(models):
-    events = await events_of(session_of(models), pcm(phrase(*range(6)), silence(1)), frame=6400)
+    events = await events_of(
+        session_of(models), exact(phrase(*range(1, 7)), silence(1)), frame=6400
+    )
     partials = [e for e in events if e.kind == "partial"]
-    assert partials[-1].text == "0 1 2 3 4 5"
+    assert partials[-1].text == "1 2 3 4 5 6"
     assert all(b.text.startswith(a.text) for a, b in itertools.pairwise(partials))
     assert max(e.seq for e in partials) < finals(events)[0].seq
 
@@ -250,17 +160,17 @@ async def test_two_passes_take_partials_from_one_model_and_finals_from_another(m
     events = await events_of(session_of(models, options), TWO, frame=3200)
     assert texts(events) == ["1 2 3", "4 5"]
     assert any(e.kind == "partial" for e in events)
-    assert [model for model, _ in models.asked] == ["full", "full"]
+    assert [options.model for options in models.asked] == ["full", "full"]
 
 
 async def test_an_utterance_model_gives_partials_by_recognising_again_at_bounded_cost(models):
     options = SessionOptions(WholeUtterances("full"))
-    audio = pcm(phrase(*range(20)), silence(1))
+    audio = exact(phrase(*range(1, 21)), silence(1))
     events = await events_of(session_of(models, options), audio, frame=3200)
-    assert texts(events) == [" ".join(str(n) for n in range(20))]
+    assert texts(events) == [" ".join(str(n) for n in range(1, 21))]
     assert [e for e in events if e.kind == "partial"]
     spoken_s = 20 * (WORD_S + GAP_S)
-    assert sum(seconds for _, seconds in models.asked) <= 5 * spoken_s + spoken_s
+    assert sum(map(len, models.recognised)) / SAMPLE_RATE <= 5 * spoken_s + spoken_s
 
 
 async def _collect(session):
@@ -271,12 +181,12 @@ async def _collect(session):
     "options", [STREAMING, UTTERANCES, PIECES], ids=["streaming", "utterances", "pieces"]
 )
 async def test_speech_without_end_is_cut_and_no_word_is_lost_or_doubled(models, options):
-    numbers = list(range(100))
-    events = await events_of(session_of(models, options), pcm(phrase(*numbers), silence(1)))
+    numbers = list(range(1, 101))
+    events = await events_of(session_of(models, options), exact(phrase(*numbers), silence(1)))
     assert " ".join(texts(events)).split() == [str(n) for n in numbers]
     assert len(finals(events)) > 3
     assert all(e.end - e.start <= 15 for e in finals(events))
-    assert all(seconds <= 15 for _, seconds in models.asked)
+    assert all(len(samples) <= 15 * SAMPLE_RATE for samples in models.recognised)
 
 
 async def test_finals_have_their_text_though_no_times_of_words_are_asked_for(models):
@@ -285,14 +195,14 @@ async def test_finals_have_their_text_though_no_times_of_words_are_asked_for(mod
 
 
 async def test_pieces_of_silence_are_final_without_a_call_of_the_model(models):
-    events = await events_of(session_of(models, PIECES), pcm(silence(40)))
+    events = await events_of(session_of(models, PIECES), exact(silence(40)))
     assert texts(events) == ["", "", ""]
     assert models.asked == []
 
 
 async def test_an_hour_does_not_drift(models):
     session = session_of(models, SessionOptions(FrameSynchronous("fast", partials=False)))
-    minute = pcm(phrase(1, 2), silence(58.8))
+    minute = exact(phrase(1, 2), silence(58.8))
     running = asyncio.create_task(session.run())
     events = asyncio.create_task(_collect(session))
     for _ in range(60):
@@ -306,11 +216,11 @@ async def test_an_hour_does_not_drift(models):
 async def test_finalize_closes_the_utterance_and_the_stream_continues(models):
     session = session_of(models)
     running = asyncio.create_task(session.run())
-    session.offer(pcm(phrase(1, 2)))
+    session.offer(exact(phrase(1, 2)))
     session.finalize()
     first = [e async for e in _until(session, "final")][-1]
     assert first.text == "1 2"
-    session.offer(pcm(phrase(3), silence(1)))
+    session.offer(exact(phrase(3), silence(1)))
     session.end()
     assert texts([e async for e in session.events(first.seq)]) == ["3"]
     await running
@@ -325,7 +235,7 @@ async def _until(session, kind):
 
 async def test_the_end_may_come_twice_and_audio_after_it_is_ignored(models):
     session = session_of(models)
-    session.offer(pcm(phrase(1)))
+    session.offer(exact(phrase(1)))
     session.end()
     session.end()
     running = asyncio.create_task(session.run())
@@ -359,26 +269,26 @@ async def _after(session, seq):
 async def test_events_that_were_dropped_are_an_error_to_who_reads_late(models):
     session = session_of(models, replace(STREAMING, endpointing=EndpointOptions(silence_s=0.2)))
     count = RETAINED_EVENTS // 3 + 1
-    await events_of(session, pcm(*[part for n in range(count) for part in (word(n), silence(0.4))]))
+    await events_of(session, exact(phrase(*range(1, count + 1), gap_s=0.4)))
     with pytest.raises(Overloaded):
         await _after(session, 1)
 
 
 @pytest.mark.parametrize("options", [STREAMING, UTTERANCES], ids=["streaming", "utterances"])
 async def test_a_failure_is_an_event_and_frees_everything(models, options):
-    models.answer = EngineFailed("broken")
+    models.failure = EngineFailed("broken")
     if options is STREAMING:
         options = SessionOptions(TwoPass("full", "fast"))
     limits = SessionLimits(pending=PendingTotal(10**8, max_streams=10**6))
     events = await events_of(session_of(models, options, limits), TWO, end=False)
     assert [(e.code, e.text) for e in events if e.kind == "error"] == [("engine_failed", "broken")]
     assert events[-1].kind == "done"
-    assert models.open_streams == 0
+    assert models.streams == 0
     assert limits.pending.lent == 0
 
 
 async def test_an_unknown_failure_does_not_leak_its_text(models):
-    models.answer = ValueError("secret")
+    models.failure = ValueError("secret")
     events = await events_of(session_of(models, UTTERANCES), TWO)
     (error,) = [e for e in events if e.kind == "error"]
     assert (error.code, error.text) == ("internal_error", "internal error")
@@ -386,23 +296,23 @@ async def test_an_unknown_failure_does_not_leak_its_text(models):
 
 async def test_cancelling_a_session_frees_everything(models):
     before = asyncio.all_tasks()
-    models.hold.clear()
+    models.feeding.shut()
     limits = SessionLimits(pending=PendingTotal(10**8, max_streams=10**6))
     session = session_of(models, limits=limits)
     running = asyncio.create_task(session.run())
     session.offer(TWO)
     session.offer(TWO)
-    await until(lambda: models.open_streams)
+    await until(lambda: models.streams)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert models.open_streams == 0
+    assert models.streams == 0
     assert limits.pending.lent == 0
     assert asyncio.all_tasks() == before
 
 
 async def test_what_waits_to_be_processed_is_bounded(models):
-    models.hold.clear()
+    models.feeding.shut()
     limits = SessionLimits(max_pending_bytes=len(TWO) + 1000)
     session = session_of(models, limits=limits)
     session.offer(TWO)
@@ -434,23 +344,23 @@ async def test_what_waits_in_all_streams_together_is_bounded(models):
 
 
 async def test_utterances_that_wait_for_a_slow_model_are_bounded(models):
-    models.hold.clear()
+    models.transcribing.shut()
     session = session_of(models, UTTERANCES)
     running = asyncio.create_task(session.run())
-    for n in range(20):
-        session.offer(pcm(phrase(n), silence(1)))
+    for n in range(1, 21):
+        session.offer(exact(phrase(n), silence(1)))
     await turns(2000)
     assert session.processed_frames <= WAITING_FINALS + 5
-    models.hold.set()
+    models.transcribing.open()
     session.end()
-    assert texts(await _collect(session)) == [str(n) for n in range(20)]
+    assert texts(await _collect(session)) == [str(n) for n in range(1, 21)]
     await running
 
 
 async def test_the_longest_stream_is_finished_then_refused(models):
-    limits = SessionLimits(max_stream_s=2.0)
+    limits = SessionLimits(max_stream_s=3 * (WORD_S + GAP_S))
     events = await events_of(
-        session_of(models, limits=limits), pcm(phrase(1, 2, 3, 4, 5)), end=False
+        session_of(models, limits=limits), exact(phrase(1, 2, 3, 4, 5)), end=False
     )
     assert texts(events) == ["1 2 3"]
     assert [e.code for e in events if e.kind == "error"] == ["stream_too_long"]
@@ -460,10 +370,10 @@ async def test_the_longest_stream_is_finished_then_refused(models):
 async def test_a_drained_stream_ends_when_nobody_speaks(models, options):
     session = session_of(models, options)
     running = asyncio.create_task(session.run())
-    session.offer(pcm(phrase(1, 2)))
+    session.offer(exact(phrase(1, 2)))
     session.drain()
     if options is STREAMING:
-        session.offer(pcm(phrase(3), silence(1)))
+        session.offer(exact(phrase(3), silence(1)))
     expected = ["1 2 3"] if options is STREAMING else ["1 2"]
     assert texts(await _collect(session)) == expected
     await running
@@ -471,13 +381,13 @@ async def test_a_drained_stream_ends_when_nobody_speaks(models, options):
 
 async def test_lag_is_the_time_since_the_last_sample_of_an_event_came(models):
     now = [1000.0]
-    models.hold.clear()
+    models.transcribing.shut()
     session = session_of(models, UTTERANCES, clock=lambda: now[0])
     running = asyncio.create_task(session.run())
-    session.offer(pcm(phrase(1), silence(1)))
+    session.offer(exact(phrase(1), silence(1)))
     await until(lambda: models.asked)
     now[0] += 7.0
-    models.hold.set()
+    models.transcribing.open()
     session.end()
     (final,) = finals(await _collect(session))
     await running
@@ -498,6 +408,6 @@ async def test_progress_is_reported_after_each_second_wherever_the_stream_is_res
     options = replace(STREAMING, progress_s=1.0)
     # In binary floating point 1.001 - 0.001 is less than 1.
     session = session_of(models, options, resume_from=ResumeState(0.001))
-    events = await events_of(session, pcm(silence(3)), frame=32_000)
+    events = await events_of(session, exact(silence(3)), frame=32_000)
     progress = [event.end for event in events if event.kind == "progress"]
     assert progress == pytest.approx([1.001, 2.001, 3.001])
