@@ -23,11 +23,12 @@ Dialect = Literal["v1", "openai", "asr", "whisper"]
 METRICS_INTERVAL_S = 1.0
 """Seconds until autoscaling sees a change of load; Ray's default is 10."""
 
-METRICS_ENVIRONMENT = {
+SERVE_ENVIRONMENT = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRICS_INTERVAL_S),
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRICS_INTERVAL_S),
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.runtime.socket_limits:limit_sockets",
 }
-"""For the environment of every node before Ray starts: Ray 2.60 reads the interval from there."""
+"""For the environment of every node before Ray starts: Serve 2.60 reads these only from there."""
 
 
 OPENAI_MODELS = (

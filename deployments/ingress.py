@@ -21,6 +21,7 @@ from deployments.runtime.flow_control import FlowControl
 from deployments.runtime.graph_service import GraphService
 from deployments.runtime.metrics import observe_sessions
 from deployments.runtime.model_access import ModelFiles
+from deployments.runtime.socket_limits import limit_sockets
 
 
 @serve.ingress()
@@ -38,6 +39,7 @@ class Ingress:
         files: ModelFiles,
         jobs: JobSettings | None,
     ) -> None:
+        limit_sockets()  # behind HAProxy sockets end here, also where Serve's callback is not set
         self._settings = settings
         self._job_desk = None if jobs is None else job_desk(jobs)
         self._service = GraphService(

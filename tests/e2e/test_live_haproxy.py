@@ -14,7 +14,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from clients.stream_client import StreamClient
+from deployments.runtime.socket_limits import MAX_MESSAGE_BYTES
 from tests.e2e.launched import launched
+from tests.hostile_frames import close_code_for_announcing, negotiated_extensions
 from tests.unit.heldout import clips
 
 pytestmark = pytest.mark.timeout(600)
@@ -77,6 +79,12 @@ async def hear(service: str, audio: bytes) -> str:
 
 def test_haproxy_answers(service: str) -> None:
     assert httpx.get(f"{service}/health").json()["status"] == "healthy"
+
+
+async def test_compression_and_a_large_frame_are_refused(service: str) -> None:
+    url = sockets(service, "/v1/ws")
+    assert await negotiated_extensions(url) == []
+    assert await close_code_for_announcing(url, MAX_MESSAGE_BYTES + 1) == 1009
 
 
 async def test_a_stream_ends_with_its_finals_and_1000(service: str, audio: bytes) -> None:
