@@ -80,13 +80,19 @@ class KeyCheck:
             refusal = reached.refusal
             headers = retry_after(refusal.retry_after_s)
             return Problem(429, refusal.code, refusal.message, headers)
-        scope.setdefault("state", {})["caller"] = key.name or key.id
+        state = scope.setdefault("state", {})
+        state["caller"], state["max_concurrent"] = key.name or key.id, key.concurrent
         return None
 
 
 def caller_of(connection: HTTPConnection) -> str:
     """Name of the key that a request or socket came with; "" where there are no keys."""
     return getattr(connection.state, "caller", "")
+
+
+def max_concurrent_of(connection: HTTPConnection) -> int | None:
+    """How many requests and streams at once the key allows; None where there is no limit."""
+    return getattr(connection.state, "max_concurrent", None)
 
 
 def _is_preflight(scope: Scope) -> bool:

@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
-NORMAL, GOING_AWAY, REFUSED, FAILED, TRY_LATER = 1000, 1001, 1008, 1011, 1013
-"""Close codes, those of RFC 6455."""
+NORMAL, GOING_AWAY, BROKEN, REFUSED, FAILED, TRY_LATER = 1000, 1001, 1006, 1008, 1011, 1013
+"""Close codes, those of RFC 6455; nobody sends BROKEN, which stands for no close frame."""
 SUPERSEDED = 4001
 """Close code where another connection has resumed the session."""
 
@@ -11,7 +11,11 @@ Frame = str | bytes
 
 
 class Disconnected(Exception):
-    """The client has closed the connection, or it broke."""
+    """The client has closed the connection with a close code, or it broke."""
+
+    def __init__(self, code: int = BROKEN) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 class Connection(Protocol):

@@ -28,6 +28,8 @@ from speech.log_context import session_id
 
 SEND_TIMEOUT_S = 20.0
 """How long a client may take to read one frame."""
+CLOSE_FRAME_TIMEOUT_S = 1.0
+"""How long the close frame of a client may take to be received after a send has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +130,14 @@ class _Conversation:
             return
         session = opening.session
         superseded = self._live.sessions.attach(session)
+        resumable = self._dialect.resumable
         try:
             await self._exchange(opening, superseded)
+        except Disconnected as disconnected:
+            resumable = resumable and disconnected.code != NORMAL
+            raise
         finally:
-            await self._live.sessions.leave(session, superseded, resumable=self._dialect.resumable)
+            await self._live.sessions.leave(session, superseded, resumable=resumable)
 
     async def _open(self) -> Opening | None:
         """None where the service is stopped before the client opens a session.
@@ -198,14 +204,19 @@ class _Conversation:
 
     async def _send_events(self, opening: Opening) -> int:
         """Send events up to the last one; returns the close code."""
-        for text in opening.greeting:
-            await self._send(text)
         failure: int | None = None
-        async for event in opening.session.events(opening.after):
-            if event.kind == "error":
-                failure = self._dialect.close_code(event.code)
-            for text in self._dialect.render(event):
+        try:
+            for text in opening.greeting:
                 await self._send(text)
+            async for event in opening.session.events(opening.after):
+                if event.kind == "error":
+                    failure = self._dialect.close_code(event.code)
+                for text in self._dialect.render(event):
+                    await self._send(text)
+        except Disconnected:
+            # Only ``receive`` reports the code with which the client closed.
+            await asyncio.sleep(CLOSE_FRAME_TIMEOUT_S)
+            raise
         if failure is not None:
             return failure
         stopped = self._live.sessions.draining and not self._dialect.ended

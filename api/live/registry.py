@@ -2,14 +2,14 @@
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from api.service import SpeechService
 from configs.catalogue import ModelEntry
 from configs.settings import SessionSettings
 from speech.errors import InvalidRequest, ModelNotFound, NotEnabled
 from speech.live.pending_total import PendingTotal
-from speech.live.registry import SessionRegistry
+from speech.live.registry import SessionRegistry, YieldingRecognizer
 from speech.live.session import LiveSession
 from speech.live.session_options import LivePorts, ResumeState, SessionLimits, SessionOptions
 from speech.live.stream_decoder import StreamDecoder
@@ -41,12 +41,15 @@ class LiveStreams:
         observe_sessions: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._service = service
-        self._ports = ports
         self.settings = settings
         self.models = models
         self.sessions = SessionRegistry(
             settings.max_sessions, settings.retention_s, observe_sessions
         )
+        self._ports = ports
+        if ports.streaming is not None:
+            yielding = YieldingRecognizer(ports.streaming, self.sessions)
+            self._ports = replace(ports, streaming=yielding)
         self._limits = SessionLimits(
             settings.max_pending_mb * 1024**2,
             settings.max_stream_s,
@@ -86,11 +89,13 @@ class LiveStreams:
         *,
         session_id: str | None = None,
         owner: str = "",
+        max_of_owner: int | None = None,
         resume_from: ResumeState | None = None,
     ) -> LiveSession:
         """Start a session; ``owner`` alone may resume it.
 
-        Raises Overloaded, NotEnabled, InvalidRequest.
+        It takes the place of a session that waits to be resumed where all places are taken, those
+        of its owner included. Raises Overloaded, NotEnabled, InvalidRequest.
         """
         if options.speakers and self.models.speaker is None:
             raise NotEnabled("This service runs no speaker model.")
@@ -103,5 +108,5 @@ class LiveStreams:
             owner=owner,
             resume_from=resume_from,
         )
-        self.sessions.start(session)
+        self.sessions.start(session, max_of_owner)
         return session

@@ -5,7 +5,7 @@ import contextlib
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from api.errors import RenderError, problem_of, render_detail
-from api.live.connection import Disconnected, Frame
+from api.live.connection import BROKEN, Disconnected, Frame
 from api.live.conversation import Dialect, converse
 from api.live.registry import LiveStreams
 from speech.errors import Overloaded
@@ -29,7 +29,7 @@ class WebSocketConnection:
     async def receive(self) -> Frame:
         message = await self._websocket.receive()
         if message["type"] == "websocket.disconnect":
-            raise Disconnected
+            raise Disconnected(message.get("code", BROKEN))
         data = message.get("bytes")
         return message.get("text") or "" if data is None else data
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
-from api.auth.middleware import caller_of
+from api.auth.middleware import caller_of, max_concurrent_of
 from api.live.connection import Frame
 from api.live.conversation import Opening
 from api.live.registry import LiveStreams
@@ -28,9 +28,10 @@ class EitherStream:
     It becomes a stream of one of the two kinds with its first frame.
     """
 
-    def __init__(self, live: LiveStreams, owner: str) -> None:
+    def __init__(self, live: LiveStreams, owner: str, max_of_owner: int | None) -> None:
         self._live = live
         self._owner = owner
+        self._max_of_owner = max_of_owner
         self._stream: NativeStream | V1Stream = V1Stream(live)
 
     @property
@@ -46,7 +47,7 @@ class EitherStream:
 
     def open(self, frame: Frame) -> Opening:
         if isinstance(frame, str) and _is_start(frame):
-            self._stream = NativeStream(self._live, self._owner)
+            self._stream = NativeStream(self._live, self._owner, self._max_of_owner)
         return self._stream.open(frame)
 
     def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
@@ -67,8 +68,9 @@ def router(live: LiveStreams) -> APIRouter:
     routes = APIRouter()
 
     @routes.websocket("/v1/ws")
-    async def stream(websocket: WebSocket) -> None:
-        await serve(websocket, live, EitherStream(live, caller_of(websocket)))
+    async def either(websocket: WebSocket) -> None:
+        stream = EitherStream(live, caller_of(websocket), max_concurrent_of(websocket))
+        await serve(websocket, live, stream)
 
     return routes
 

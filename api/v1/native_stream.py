@@ -33,9 +33,10 @@ class NativeStream:
 
     resumable = True
 
-    def __init__(self, live: LiveStreams, owner: str = "") -> None:
+    def __init__(self, live: LiveStreams, owner: str = "", max_of_owner: int | None = None) -> None:
         self._live = live
         self._owner = owner
+        self._max_of_owner = max_of_owner
         self.ended = False
 
     def greeting(self) -> Sequence[str]:
@@ -61,6 +62,7 @@ class NativeStream:
             decoder,
             session_id=resume.session if resume else None,
             owner=self._owner,
+            max_of_owner=self._max_of_owner,
             resume_from=state,
         )
         ready = self._ready(session, state.seq, resumed=False)

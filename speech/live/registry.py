@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from speech.errors import Overloaded
+from speech.errors import ModelUnavailable, Overloaded
 from speech.live.session import LiveSession
+from speech.ports import RecognizerStream, StreamingRecognizer
 
 DRAIN_S = 10.0
 """How long a drained session may wait for the end of its utterance."""
@@ -24,7 +25,8 @@ class SessionRegistry:
     """At most ``max_sessions`` streams, and as many sockets.
 
     A session outlives its socket by ``retention_s`` if its dialect can resume; otherwise it is
-    cancelled, which frees all it holds.
+    cancelled, which frees all it holds. One that waits to be resumed is cancelled earlier where a
+    client needs its place, the one that has waited longest first.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class SessionRegistry:
         self._sockets = 0
         self._entries: dict[tuple[str, str], _Entry] = {}
         """By owner and id: clients choose ids, and may choose those of others."""
+        self._ending: set[asyncio.Task[None]] = set()
+        """Cancelled sessions that still hold something."""
         self.stopping = asyncio.Event()
 
     @property
@@ -61,12 +65,22 @@ class SessionRegistry:
         finally:
             self._sockets -= 1
 
-    def start(self, session: LiveSession) -> None:
-        """Run a session, in place of its owner's one of the same id; raises Overloaded."""
+    def start(self, session: LiveSession, max_of_owner: int | None = None) -> None:
+        """Run a session, in place of its owner's one of the same id; raises Overloaded.
+
+        Sessions that wait to be resumed make room for it, also where its owner has
+        ``max_of_owner`` sessions.
+        """
         stale = self._entries.get(_key(session))
-        self._admit(self.count - (stale is not None))
+        attached = [e for e in self._entries.values() if e.expiry is None and e is not stale]
+        self._admit(len(attached))
         if stale is not None:
             self._forget(stale)
+        if max_of_owner is not None:
+            self._make_place(
+                [e for e in self._entries.values() if _is_of(session, e)], max_of_owner
+            )
+        self._make_place(list(self._entries.values()), self._max)
         task = asyncio.create_task(session.run())
         self._entries[_key(session)] = _Entry(session, task)
         self._observe(self.count)
@@ -100,6 +114,25 @@ class SessionRegistry:
             self._forget(entry)
             await asyncio.gather(entry.task, return_exceptions=True)
 
+    async def free_stream(self) -> bool:
+        """Wait until a session has ended that holds a stream without a client; False if none does.
+
+        The session that has waited longest to be resumed is cancelled for it.
+        """
+        if not self._ending:
+            waiting = _by_waiting_time(self._entries.values())
+            if not waiting:
+                return False
+            self._forget(waiting[0])
+        await asyncio.wait(self._ending, return_when=asyncio.FIRST_COMPLETED)
+        return True
+
+    def _make_place(self, entries: list[_Entry], places: int) -> None:
+        """Cancel sessions that wait to be resumed until one more fits."""
+        surplus = max(0, len(entries) + 1 - places)
+        for entry in _by_waiting_time(entries)[:surplus]:
+            self._forget(entry)
+
     def _admit(self, taken: int) -> None:
         if self.draining:
             raise Overloaded("this replica is being stopped", 1.0)
@@ -108,6 +141,10 @@ class SessionRegistry:
 
     def _forget(self, entry: _Entry) -> None:
         entry.task.cancel()
+        self._ending.add(entry.task)
+        entry.task.add_done_callback(self._ending.discard)
+        if entry.expiry is not None:
+            entry.expiry.cancel()  # it holds the session
         if entry.attached is not None:
             entry.attached.set()
         key = _key(entry.session)
@@ -125,5 +162,37 @@ class SessionRegistry:
             entry.session.end()
 
 
+class YieldingRecognizer:
+    """A :class:`speech.ports.StreamingRecognizer` whose streams live sessions can have at once.
+
+    Where all streams are taken, sessions that wait to be resumed are cancelled for a new one.
+    """
+
+    def __init__(self, recognizer: StreamingRecognizer, sessions: SessionRegistry) -> None:
+        self._recognizer = recognizer
+        self._sessions = sessions
+
+    async def open(self, model: str, hotwords: str | None = None) -> RecognizerStream:
+        """See the port."""
+        while True:
+            try:
+                return await self._recognizer.open(model, hotwords)
+            except ModelUnavailable:
+                raise
+            except Overloaded:
+                if not await self._sessions.free_stream():
+                    raise
+
+
 def _key(session: LiveSession) -> tuple[str, str]:
     return session.owner, session.id
+
+
+def _is_of(session: LiveSession, entry: _Entry) -> bool:
+    return entry.session.owner == session.owner
+
+
+def _by_waiting_time(entries: Iterable[_Entry]) -> list[_Entry]:
+    """Those that wait to be resumed, the one that has waited longest first."""
+    waiting = [(entry.expiry.when(), entry) for entry in entries if entry.expiry is not None]
+    return [entry for _, entry in sorted(waiting, key=lambda pair: pair[0])]

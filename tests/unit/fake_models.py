@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speech.audio import SAMPLE_RATE, Samples
+from speech.errors import Overloaded
 from speech.live.endpointing import EndpointOptions
 from speech.live.session_options import LivePorts
 from speech.media.segmentation import WINDOW_SAMPLES
@@ -43,6 +44,7 @@ class FakeModels:
 
     ``unstable``: the utterance recogniser takes a word that is not over yet for another.
     ``yields``: how often voice activity detection yields to the event loop in a block.
+    ``max_streams``: how many streams of the frame-synchronous recogniser may be open.
     """
 
     def __init__(self) -> None:
@@ -55,6 +57,7 @@ class FakeModels:
         self.failure: Exception | None = None
         self.unstable = False
         self.yields = 0
+        self.max_streams = 1000
         self.opening, self.activity, self.feeding, self.transcribing = (Gate() for _ in range(4))
 
     def ports(self) -> LivePorts:
@@ -66,6 +69,8 @@ class FakeModels:
 
     async def open(self, model: str, hotwords: str | None = None) -> "FakeStream":
         await self.opening()
+        if self.streams >= self.max_streams:
+            raise Overloaded(f"{self.streams} streams are open already")
         self.opened.append((model, hotwords))
         self.streams += 1
         return FakeStream(self)

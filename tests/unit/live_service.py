@@ -251,6 +251,10 @@ class Client:
         """How the server closed: code and reason."""
         return self._socket.close_code, self._socket.close_reason
 
+    async def close(self, code: int = 1000) -> None:
+        """Close the socket with a close code."""
+        await self._socket.close(code)
+
     def drop(self) -> None:
         """Break the connection without a close frame."""
         self._socket.transport.abort()

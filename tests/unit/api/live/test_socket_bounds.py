@@ -81,23 +81,6 @@ async def test_one_stream_too_many_is_refused_in_the_handshake(path):
             pass
 
 
-async def test_a_session_that_waits_for_its_socket_keeps_its_place():
-    async with serving(FakeModels(), max_sessions=1) as service:
-        async with native(service) as (client, ready):
-            client.drop()
-        await service.idle()
-        async with native(service) as (client, answer):
-            assert answer["code"] == "overloaded"
-            assert await client.rest() == []
-            assert client.closed[0] == 1013
-        await service.idle()
-        resume = {"session": ready["session"], "seq": 0, "from_s": 0.0}
-        async with native(service, resume=resume) as (client, again):
-            assert again["resumed"]
-            await client.send(END)
-            await client.rest()
-
-
 @pytest.mark.parametrize(
     ("path", "first", "field", "code"),
     [

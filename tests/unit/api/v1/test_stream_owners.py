@@ -11,7 +11,10 @@ from tests.unit.fake_models import FakeModels
 from tests.unit.live_audio import exact, speak
 from tests.unit.live_service import Client, LiveService, Message, serving
 
-KEYS = "a-key name=mine\na-new-key name=mine\nanother-key name=other\n"
+KEYS = (
+    "a-key name=mine\na-new-key name=mine\nanother-key name=other\n"
+    "one-at-once name=third concurrent=1\n"
+)
 
 
 @pytest.fixture
@@ -92,11 +95,23 @@ async def test_streams_of_one_id_and_two_names_run_side_by_side(service: LiveSer
             assert await finals(other, exact(speak(7))) == ["7"]
 
 
-async def test_a_stream_of_another_name_keeps_its_place(service: LiveService) -> None:
+async def test_a_stream_of_another_name_keeps_its_place_while_there_is_another(
+    service: LiveService,
+) -> None:
     resume = await dropped(service, "a-key")
-    async with stream(service, "a-key"), stream(service, "another-key", resume) as (client, answer):
-        assert answer["code"] == "overloaded"
-        assert await client.rest() == []
+    async with stream(service, "another-key") as (client, ready):
+        assert not ready["resumed"]
+        await client.close()
     async with stream(service, "a-key", resume) as (client, ready):
         assert ready["resumed"]
         await finals(client)
+
+
+async def test_streams_that_wait_to_be_resumed_count_for_their_key(service: LiveService) -> None:
+    for _ in range(3):
+        resume = await dropped(service, "one-at-once")
+        await service.idle()
+        assert service.streams.sessions.count == 1
+    async with stream(service, "one-at-once", resume) as (client, ready):
+        assert ready["resumed"], "a stream makes no room for its own client"
+        assert await finals(client, exact(speak(2))) == ["1 2"]

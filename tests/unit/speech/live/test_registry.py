@@ -70,6 +70,35 @@ async def test_a_session_waits_to_be_resumed(models, sessions):
     await sessions.leave(session, owner, resumable=False)
 
 
+async def test_sessions_that_wait_make_room_the_oldest_first(models, sessions):
+    one, two = begun(models, sessions), begun(models, sessions, "two")
+    for session in (two, one):
+        await sessions.leave(session, sessions.attach(session), resumable=True)
+    begun(models, sessions, "three")
+    assert (sessions.find("two"), sessions.find("one")) == (None, one)
+    begun(models, sessions, "four")
+    assert (sessions.find("one"), sessions.count) == (None, 2)
+    with pytest.raises(Overloaded):
+        begun(models, sessions, "five")
+
+
+async def test_a_session_makes_room_within_the_bound_of_its_owner(models):
+    sessions = SessionRegistry(max_sessions=100, retention_s=60.0)
+
+    async def waiting(name, owner, max_of_owner):
+        decoder = stream_decoder("pcm_s16le")
+        session = LiveSession(name, STREAMING, models.ports(), decoder, owner=owner)
+        sessions.start(session, max_of_owner)
+        await sessions.leave(session, sessions.attach(session), resumable=True)
+
+    for name in ("one", "two", "three"):
+        await waiting(name, "mine", 2)
+        await waiting(name, "other", None)
+    kept = [name for name in ("one", "two", "three") if sessions.find(name, "mine")]
+    assert kept == ["two", "three"]
+    assert sessions.count == 5
+
+
 async def test_a_session_that_nobody_resumes_is_freed(models):
     sessions = SessionRegistry(max_sessions=2, retention_s=0.01)
     session = begun(models, sessions)
