@@ -23,14 +23,12 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 Event = dict[str, Any]  # as the server sends it: {"type": "final", "seq": 7, "text": …}
 
 URL = "ws://127.0.0.1:8000/v1/ws"
-MESSAGE_S = 0.1  # audio in one message
-KEEPALIVE_S = 5.0  # without audio until a ``keepalive`` is sent
+MESSAGE_S, KEEPALIVE_S = 0.1, 5.0  # audio in one message; time without until ``keepalive``
 PING_S, PONG_S = 5.0, 10.0  # between two pings, and until the answer counts as missing
-READY_S = 120.0  # for the server to load its models
-CLOSE_S = 5.0  # for the server to close after ``done``
+READY_S, CLOSE_S = 120.0, 5.0  # for the server to load its models; to close after ``done``
 MAX_UNREAD_EVENTS = 10_000
 MAX_STALLED_DROPS = 8  # in a row without new audio processed in between
-FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 2.0  # between attempts to resume
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 2.0  # between attempts to connect
 DEFAULT_RETRY_AFTER_S = 2.0
 REJECTIONS = frozenset({1000, 1002, 1003, 1007, 1008, 1009, 1010, *range(4000, 5000)})
 """Close codes that end the stream; after any other it is resumed."""
@@ -67,10 +65,10 @@ class StreamClient:
     ``final``, ``speech_end``, ``error`` and ``done``, with times in seconds of the stream. Of
     unread partials in a row only the latest is kept. The iteration ends with ``done``.
 
-    When the connection drops, the stream is resumed, with attempts for up to ``retry_s`` seconds:
-    every final is received once, and speakers keep their labels. For that the audio since the last
-    final is kept, at most ``buffer_s`` seconds, which should exceed the longest utterance. Audio
-    that is not sent yet is bounded by ``buffer_s`` as well; then ``send`` waits.
+    The client tries for ``retry_s`` seconds to connect, and to resume after a drop, not before the
+    time a busy server asks for. Every final is received once, and speakers keep their labels. For
+    that the audio since the last final is kept, at most ``buffer_s`` seconds, which should exceed
+    the longest utterance. The same bounds audio that is not sent yet; then ``send`` waits.
 
     Entering the context, ``send`` and the iteration raise :class:`ServerBusy`,
     :class:`ConnectionLost`, or :class:`StreamError` with the error code of the server.
@@ -128,7 +126,7 @@ class StreamClient:
         self.id: str | None = None
 
     async def __aenter__(self) -> "StreamClient":
-        self._task = asyncio.create_task(self._run(await self._open()))
+        self._task = asyncio.create_task(self._run(await self._connect()))
         self._task.add_done_callback(lambda _: self._changed.set())
         return self
 
@@ -192,7 +190,7 @@ class StreamClient:
                 try:
                     await self._exchange(socket)
                 except ConnectionLost as drop:
-                    socket = await self._resume(drop)
+                    socket = await self._connect(drop)
             self._events.append(self._done)
         except StreamError as failure:
             self._failure = failure
@@ -295,25 +293,28 @@ class StreamClient:
             self._buffer_from = begin
             self._finalize_at = [position for position in self._finalize_at if position >= begin]
 
-    async def _resume(self, drop: StreamError) -> ClientConnection:
-        """A new connection on which the stream continues."""
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self._retry_s
-        wait_s, delay_s = random.uniform(0.0, FIRST_DELAY_S), FIRST_DELAY_S
-        self._stalled_drops += 1
-        while self._stalled_drops <= MAX_STALLED_DROPS and loop.time() < give_up_at:
+    async def _connect(self, failure: StreamError | None = None) -> ClientConnection:
+        """A connection on which the stream begins, or continues after a ``failure``."""
+        now = asyncio.get_running_loop().time
+        give_up_at = now() + self._retry_s
+        wait_s, delay_s = random.uniform(0.0, FIRST_DELAY_S) if failure else 0.0, FIRST_DELAY_S
+        self._stalled_drops += failure is not None
+        stalled = self._stalled_drops > MAX_STALLED_DROPS
+        while failure is None or not (stalled or now() + wait_s >= give_up_at):
             try:
-                async with asyncio.timeout_at(give_up_at):
+                # At first the server may load its models for longer than ``retry_s``.
+                async with asyncio.timeout_at(give_up_at if failure else None):
                     await asyncio.sleep(wait_s)
                     return await self._open()
             except ServerBusy as busy:
-                drop, wait_s = busy, busy.retry_after_s
+                failure, wait_s = busy, busy.retry_after_s
             except ConnectionLost as lost:
-                drop, wait_s = lost, delay_s * random.uniform(0.5, 1.0)
+                failure, wait_s = lost, delay_s * random.uniform(0.5, 1.0)
                 delay_s = min(2 * delay_s, LONGEST_DELAY_S)
             except TimeoutError:
                 break
-        raise drop
+        assert failure is not None
+        raise failure
 
     async def _open(self) -> ClientConnection:
         """A connection whose server is ready for the stream, new or resumed."""
@@ -386,8 +387,8 @@ class StreamClient:
 def _rejected_error(rejected: InvalidStatus) -> StreamError:
     """The error of an HTTP answer to the handshake."""
     response = rejected.response
-    body = response.body.decode(errors="replace").strip()[:500] if response.body else ""
-    message = body or f"HTTP {response.status_code}"
+    body = (response.body or b"").decode(errors="replace").strip()
+    message = body[:500] or f"HTTP {response.status_code}"
     if response.status_code in (429, 503):
         try:
             wait_s = float(response.headers["Retry-After"])

@@ -68,7 +68,7 @@ class Lifecycle(Strict):
         32,
         ge=1,
         description="Requests of one ingress replica that wait for this deployment; one more is "
-        "rejected with 503.",
+        "rejected with 503. Not of ``ingress``, which has bounds of its own.",
     )
     health_check_period_s: float = Field(
         2.0, gt=0, description="Time between two health checks of a replica, seconds."

@@ -29,6 +29,9 @@ MODEL_DEPLOYMENTS: dict[str, type] = {
 HTTP_SLACK = 256
 """Requests that an ingress replica accepts beyond those it processes and its live streams: health
 checks, rejections."""
+INGRESS_QUEUE = 4096
+"""Requests that wait for a replica to accept them, per proxy. The ingress rejects by itself, and at
+once; beyond this Serve does, with 500 for a socket and a 503 without Retry-After for a request."""
 
 
 def build(args: SpeechArgs) -> Application:
@@ -65,6 +68,7 @@ def build(args: SpeechArgs) -> Application:
         )
     running = args.ingress.max_concurrent_requests + args.ingress.sessions.max_sessions + HTTP_SLACK
     options = serve_options(args.ingress, running)
+    options["max_queued_requests"] = INGRESS_QUEUE
     options["autoscaling_config"]["policy"] = {"policy_function": FollowRequests}
     if args.ingress.keys_file is not None:
         options |= counter_options()

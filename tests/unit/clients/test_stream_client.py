@@ -174,6 +174,49 @@ async def test_resuming_waits_for_a_busy_server() -> None:
     assert not server.rejections
 
 
+async def test_a_first_connect_waits_for_a_busy_server() -> None:
+    server = Scripted()
+    server.reject(HTTPStatus.SERVICE_UNAVAILABLE, "full", Retry_After="0.1")
+    server.reject(HTTPStatus.BAD_GATEWAY, "nobody there")
+    async with serving(server) as url:
+        client = StreamClient(url, sample_rate=RATE)
+        assert texts(await stream(client, ramp(2.0))) == expected_finals(2.0)
+    assert not server.rejections
+
+
+async def test_a_first_connect_waits_after_a_close_with_1013() -> None:
+    server = Scripted()
+    busy = closing(1013, code="overloaded", message="no stream is free", retry_after_s=0.1)
+    rejected = asyncio.Event()
+
+    async def busy_once(socket: ServerConnection) -> None:
+        await (server(socket) if rejected.is_set() else busy(socket))
+        rejected.set()
+
+    async with serving(busy_once) as url:
+        client = StreamClient(url, sample_rate=RATE)
+        assert texts(await stream(client, ramp(2.0))) == expected_finals(2.0)
+    assert rejected.is_set()
+
+
+async def test_a_first_connect_waits_for_a_server_that_starts() -> None:
+    async with serving(Scripted()) as url:
+        pass
+    client = StreamClient(url, sample_rate=RATE)
+    streaming = asyncio.create_task(stream(client, ramp(2.0)))
+    await asyncio.sleep(0.2)
+    async with serving(Scripted(), urlsplit(url).port or 0):
+        assert texts(await streaming) == expected_finals(2.0)
+
+
+async def test_a_server_that_asks_for_a_later_attempt_than_retry_s_is_not_waited_for() -> None:
+    server = Scripted()
+    server.reject(HTTPStatus.SERVICE_UNAVAILABLE, "full", Retry_After="3600")
+    async with asyncio.timeout(WAIT_S), serving(server) as url:
+        with pytest.raises(ServerBusy, match="full"):
+            await StreamClient(url).__aenter__()
+
+
 async def test_a_finalized_utterance_ends_exactly_there() -> None:
     server = Scripted()
     async with serving(server) as url:
@@ -256,7 +299,7 @@ async def test_a_503_at_the_handshake_raises_server_busy(
     server.reject(HTTPStatus.SERVICE_UNAVAILABLE, "all streams are taken", **header)
     async with serving(server) as url:
         with pytest.raises(ServerBusy, match="all streams are taken") as busy:
-            await StreamClient(url).__aenter__()
+            await StreamClient(url, retry_s=0).__aenter__()
     assert busy.value.retry_after_s == wait_s
 
 
@@ -285,7 +328,7 @@ async def test_a_close_with_1013_raises_server_busy() -> None:
     error = {"code": "overloaded", "message": "no stream is free", "retry_after_s": 5}
     async with serving(closing(1013, **error)) as url:
         with pytest.raises(ServerBusy, match="no stream is free") as busy:
-            await StreamClient(url).__aenter__()
+            await StreamClient(url, retry_s=0).__aenter__()
     assert busy.value.retry_after_s == 5
 
 
@@ -324,11 +367,12 @@ async def test_an_invalid_message_of_the_server_is_a_protocol_error(message: str
             await stream(StreamClient(url, sample_rate=RATE), ramp(1.0))
 
 
-async def test_an_unreachable_server_fails_at_once() -> None:
+async def test_an_unreachable_server_fails_after_retry_s() -> None:
     async with serving(Scripted()) as url:
         pass
-    with pytest.raises(ConnectionLost):
-        await StreamClient(url).__aenter__()
+    for retry_s in (0.0, 0.3):
+        with pytest.raises(ConnectionLost):
+            await StreamClient(url, retry_s=retry_s).__aenter__()
 
 
 async def test_resuming_stops_after_retry_s() -> None:
