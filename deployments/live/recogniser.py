@@ -13,12 +13,15 @@ from configs.settings import LiveSettings
 from deployments.live.lane_client import Directory
 from deployments.live.lane_protocol import LaneAddress
 from deployments.live.lane_server import LaneServer
+from deployments.runtime.broadcast import answers
 from deployments.runtime.model_access import ModelFiles, hardware, streaming_engine
 from deployments.runtime.options import serve_options
 from deployments.runtime.scaling import FollowStreams
 
 _CALLS_AT_ONCE = 64
 """Ingresses that request the address at the same time."""
+_FIRST_ADDRESS_S, _OTHER_ADDRESSES_S = 1.5, 0.4
+"""A stream that opens waits for the addresses: a frozen replica may not delay it for long."""
 
 
 class Live:
@@ -70,10 +73,10 @@ def live_options(settings: LiveSettings) -> dict[str, Any]:
 
 
 def lane_directory(handle: DeploymentHandle[Any]) -> Directory:
-    """The addresses of all replicas of :class:`Live` that answer."""
+    """The addresses of the replicas of :class:`Live` that answer; TimeoutError if none does."""
 
     async def addresses() -> list[LaneAddress]:
-        answers = await handle.broadcast("lane").results_async(return_exceptions=True)
-        return [LaneAddress(**answer) for answer in answers if isinstance(answer, dict)]
+        found = await answers(handle, "lane", first_s=_FIRST_ADDRESS_S, others_s=_OTHER_ADDRESSES_S)
+        return [LaneAddress(**address) for address in found]
 
     return addresses

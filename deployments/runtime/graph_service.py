@@ -15,6 +15,7 @@ from ray.serve.schema import ReplicaState
 
 from api.service import FAMILIES, DeploymentState
 from configs.catalogue import Catalogue, Family
+from deployments.runtime.broadcast import answers
 from deployments.runtime.drain import deployments_of
 from deployments.runtime.handle_ports import (
     ServedDecoder,
@@ -125,10 +126,11 @@ class GraphService:
         return [entry for replicas in found for entries in replicas for entry in entries]
 
     async def _ask_all(self, family: Family, method: str) -> list[Any]:
-        """The answer of every replica; none at all if one of them does not answer."""
+        """The answer of every replica that answers."""
         try:
-            async with asyncio.timeout(STATS_TIMEOUT_S):
-                return list(await self._handles[family].broadcast(method).results_async())
+            return await answers(
+                self._handles[family], method, first_s=STATS_TIMEOUT_S, others_s=STATS_TIMEOUT_S
+            )
         except (TimeoutError, RayError, DeploymentUnavailableError) as error:
             logger.warning("no %s of %s: %s", method, family, error)
             return []

@@ -136,5 +136,17 @@ class _Broadcast:
     replicas: Sequence[Callable[[str], Awaitable[Any]]]
     method: str
 
-    async def results_async(self) -> list[Any]:
-        return [await replica(self.method) for replica in self.replicas]
+    async def _fetch_replica_results_async(self) -> list["_ReplicaResult"]:
+        return [_ReplicaResult(replica, self.method) for replica in self.replicas]
+
+
+@dataclass
+class _ReplicaResult:
+    replica: Callable[[str], Awaitable[Any]]
+    method: str
+
+    async def get_async(self) -> Any:
+        return await self.replica(self.method)
+
+    def cancel(self) -> None:
+        pass

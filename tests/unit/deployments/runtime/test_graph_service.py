@@ -122,6 +122,17 @@ async def test_a_family_that_does_not_answer_is_left_out(
     assert await graph.seconds_done() == {"job_1": 1.0}
 
 
+@pytest.mark.parametrize("broken", [failing(ActorDiedError()), silent], ids=["dead", "silent"])
+async def test_a_replica_that_does_not_answer_hides_no_other(
+    broken: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_service, "STATS_TIMEOUT_S", 0.05)
+    loaded = replica(cache_stats=[{"model_name": "a"}], progress={"job_1": 1.0})
+    graph, _ = service(vosk=[broken, loaded])
+    assert await graph.cache_stats() == [{"model_name": "a"}]
+    assert await graph.seconds_done() == {"job_1": 1.0}
+
+
 async def test_the_progress_of_jobs_comes_from_all_recognisers() -> None:
     graph, _ = service(
         whisper=[replica(progress={"job_1": 1.0}), replica(progress={})],
