@@ -102,6 +102,6 @@ async def test_many_requests_at_once_of_the_asynchronous_client(
 def test_errors_are_those_that_the_client_knows(client: OpenAI, demo_audio) -> None:
     with pytest.raises(openai.NotFoundError, match="gpt-9"):
         client.audio.transcriptions.create(file=dialogue(demo_audio, "en"), model="gpt-9")
-    with pytest.raises(openai.BadRequestError, match="no audio"):
+    with pytest.raises(openai.BadRequestError, match="not a readable audio or video file"):
         client.audio.transcriptions.create(file=("a.wav", b"nothing of the kind"), model=WHISPER)
     assert client.models.retrieve("demo-whisper").id in {model.id for model in client.models.list()}
