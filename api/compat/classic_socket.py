@@ -9,6 +9,7 @@ from api.live.connection import Frame
 from api.live.conversation import Opening
 from api.live.registry import LiveStreams
 from configs.catalogue import ModelEntry
+from speech.errors import SpeechError
 from speech.live.events import Event
 from speech.live.session import LiveSession
 from speech.live.session_options import (
@@ -59,10 +60,18 @@ class ClassicSocket(VoskSocket):
             case "error":
                 return [to_json({"error": event.text})]
             case "done":
-                rest = [word for result in self._results for word in result.words]
-                self._results.clear()
-                return [to_json(self._result(rest))]
+                return [self._rest()]
         return []
+
+    def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
+        rest = [self._rest()] if self._results else []
+        return [*rest, *super().render_error(error, begun)]
+
+    def _rest(self) -> str:
+        """The results that no frame was answered with."""
+        words = [word for result in self._results for word in result.words]
+        self._results.clear()
+        return to_json(self._result(words))
 
     def _answers(self) -> list[str]:
         assert self._session is not None

@@ -1,6 +1,7 @@
 """The common part of the sockets of two Vosk servers: configuration, audio, end, and words."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -27,6 +28,8 @@ from speech.transcript import Word
 
 MAX_UTTERANCE_S = 15.0
 """The longest audio that a full model recognises at once; they fail above 18 s."""
+_BINARY_END = re.compile(rb'\s{0,9}\{\s{0,9}"eof"\s{0,9}:\s{0,9}\w{1,9}\s{0,9}\}\s{0,9}')
+"""The end in a binary frame, as some clients send it."""
 
 
 def _phrases(given: object) -> object:
@@ -94,16 +97,16 @@ class VoskSocket:
 
     def open(self, frame: Frame) -> Opening | Sequence[str]:
         """The stream begins with the audio, or its end: no configuration is needed."""
-        if isinstance(frame, bytes) or _is_end(frame):
+        if _is_end(frame) or isinstance(frame, bytes):
             return Opening(self._open(), frame=frame)
         return self._configure(frame)
 
     def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
-        if isinstance(frame, bytes):
-            session.offer(frame)
-        elif _is_end(frame):
+        if _is_end(frame):
             self.ended = True
             session.end()
+        elif isinstance(frame, bytes):
+            session.offer(frame)
         else:
             before = self.config.sample_rate
             answer = self._configure(frame)
@@ -161,7 +164,9 @@ def _is_config(frame: str) -> bool:
     return "config" in frame
 
 
-def _is_end(frame: str) -> bool:
+def _is_end(frame: Frame) -> bool:
+    if isinstance(frame, bytes):
+        return _BINARY_END.fullmatch(frame) is not None
     return "eof" in frame and not _is_config(frame)
 
 

@@ -28,6 +28,8 @@ from speech.log_context import session_id
 
 SEND_TIMEOUT_S = 20.0
 """How long a client may take to read one frame."""
+FINISH_TIMEOUT_S = 60.0
+"""How long the audio of a client that has fallen silent may take to be recognised."""
 CLOSE_FRAME_TIMEOUT_S = 1.0
 """How long the close frame of a client may take to be received after a send has failed."""
 
@@ -112,6 +114,7 @@ class _Conversation:
         self._connection = connection
         self._live = live
         self._dialect = dialect
+        self._idle: IdleTimeout | None = None
 
     async def run(self) -> None:
         try:
@@ -165,7 +168,7 @@ class _Conversation:
     async def _exchange(self, opening: Opening, superseded: asyncio.Event) -> None:
         """Receive frames and send events at the same time, until one of both is over."""
         session_id.set(opening.session.id)
-        receiving = asyncio.create_task(self._receive_frames(opening, superseded))
+        receiving = asyncio.create_task(self._receive(opening, superseded))
         sending = asyncio.create_task(self._send_events(opening))
         replaced = asyncio.create_task(superseded.wait())
         try:
@@ -181,6 +184,19 @@ class _Conversation:
                 receiving.result()
         except SpeechError as error:
             await self._refuse(error, begun=True)
+
+    async def _receive(self, opening: Opening, superseded: asyncio.Event) -> None:
+        """Feed frames into the session; once the client is idle, finish what it has sent."""
+        try:
+            await self._receive_frames(opening, superseded)
+        except IdleTimeout as idle:
+            self._idle = idle
+            opening.session.end()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FINISH_TIMEOUT_S):
+                    while True:  # later frames are dropped: Serve keeps them without a bound
+                        await self._connection.receive()
+            raise
 
     async def _receive_frames(self, opening: Opening, superseded: asyncio.Event) -> None:
         """Feed frames into the session until the client leaves or resumes elsewhere.
@@ -203,7 +219,10 @@ class _Conversation:
                 frame = None  # the client has sent everything and waits for the results
 
     async def _send_events(self, opening: Opening) -> int:
-        """Send events up to the last one; returns the close code."""
+        """Send events up to the last one; returns the close code. Raises IdleTimeout.
+
+        That is raised in place of the last event, once what an idle client sent is recognised.
+        """
         failure: int | None = None
         try:
             for text in opening.greeting:
@@ -211,6 +230,8 @@ class _Conversation:
             async for event in opening.session.events(opening.after):
                 if event.kind == "error":
                     failure = self._dialect.close_code(event.code)
+                if event.kind == "done" and failure is None and self._idle is not None:
+                    raise self._idle
                 for text in self._dialect.render(event):
                     await self._send(text)
         except Disconnected:

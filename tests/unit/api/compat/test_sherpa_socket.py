@@ -92,6 +92,20 @@ async def test_any_text_with_eof_is_the_end(quick, end):
         assert text(await client.rest()) == "1"
 
 
+@pytest.mark.parametrize("end", [b'{"eof" : 1}', b' {"eof":true}\n'])
+async def test_the_end_may_come_in_a_binary_frame(quick, end):
+    async with quick.connect("/ws") as client:
+        await client.send(exact(speak(1)), end)
+        assert text(await client.rest()) == "1"
+    async with quick.connect("/ws") as client:
+        await client.send(end)
+        assert await client.rest() == [LAST]
+    async with quick.connect("/vosk") as client:
+        await client.send(exact(speak(1)), end)
+        partial, last = await client.rest()
+    assert ("partial" in partial, last["text"]) == (True, "1")
+
+
 # Server B: the cut in a pause
 
 

@@ -12,7 +12,7 @@ from api.live.websocket import FLOW_CONTROL
 from tests.unit.api.native_client import END, SECOND, native, numbers, stream, texts
 from tests.unit.fake_models import FakeModels
 from tests.unit.live_audio import exact, frames, silence, speak
-from tests.unit.live_service import UTTERANCES, serving
+from tests.unit.live_service import STREAMING, UTTERANCES, serving
 
 
 async def test_a_client_that_is_too_far_ahead_is_closed_and_loses_nothing():
@@ -104,6 +104,53 @@ async def test_a_client_that_sends_nothing_is_closed_with_the_reason(path, first
         answers = await client.rest()
     assert "nothing was received for 0.05 seconds" in answers[-1][field]
     assert client.closed[0] == code
+
+
+@pytest.mark.parametrize(
+    ("path", "first", "field", "code"),
+    [
+        ("/v1/ws", {"type": "start"}, "message", 1008),
+        ("/v1/ws", {"type": "start", "model": UTTERANCES}, "message", 1008),
+        ("/v1/ws", {"settings": {"tra": {}}}, "error", 1000),
+        ("/ws", {"config": {}}, "error", 1008),
+        ("/ws", {"config": {"model": STREAMING}}, "error", 1008),
+        ("/vosk", {"config": {}}, "error", 1008),
+        ("/vosk", {"config": {"model": UTTERANCES}}, "error", 1008),
+    ],
+)
+async def test_audio_of_a_client_that_falls_silent_is_recognised_before_it_is_closed(
+    path, first, field, code
+):
+    async with (
+        serving(FakeModels(), idle_timeout_s=0.2) as service,
+        service.connect(path) as client,
+    ):
+        await client.send(first, exact(speak(1, 2, 3)))
+        *_, result, error = await client.rest()
+        await service.idle()
+        service.assert_free()
+    if path == "/ws":
+        assert [a["last_message"] for a in (result, error)] == [False, True]
+        result = {"text": result["data"]} if isinstance(result["data"], str) else result["data"]
+    assert result["text"] == "1 2 3"
+    assert "nothing was received for 0.2 seconds" in error[field]
+    assert client.closed[0] == code
+
+
+@pytest.mark.parametrize("path", ["/v1/ws", "/vosk"])
+async def test_an_idle_client_is_closed_though_its_audio_takes_too_long(monkeypatch, path):
+    monkeypatch.setattr(sockets, "FINISH_TIMEOUT_S", 0.1)
+    limits = {"idle_timeout_s": 0.2, "retention_s": 0}
+    async with (
+        serving(FakeModels(), **limits) as service,
+        service.connect(path) as client,
+    ):
+        service.models.activity.shut()
+        await client.send({"type": "start"} if path == "/v1/ws" else {"config": {}})
+        await client.send(exact(speak(1)))
+        answers = await client.rest()
+    assert "nothing was received" in str(answers[-1])
+    assert client.closed[0] == 1008
 
 
 async def test_a_client_that_waits_for_a_slow_model_is_not_idle():

@@ -171,6 +171,19 @@ async def test_a_client_that_sends_nothing_is_closed_with_the_reason(begun: bool
     assert client.closed[0] == 1008
 
 
+@pytest.mark.parametrize("turn_detection", [{"type": "server_vad"}, None])
+async def test_audio_of_a_client_that_falls_silent_is_transcribed_before_it_is_closed(
+    turn_detection: Any,
+) -> None:
+    async with serving(FakeModels(), idle_timeout_s=0.3) as service, socket(service) as client:
+        await answer(client, update(format=RAW, turn_detection=turn_detection))
+        await client.send(append(exact(speak(1, 2))))
+        *_, completed, error = await client.rest()
+    assert (completed["type"], completed["transcript"]) == (f"{TRANSCRIPTION}.completed", "1 2")
+    assert error["error"]["code"] == "idle_timeout"
+    assert client.closed[0] == 1008
+
+
 async def stop(service: LiveService) -> "asyncio.Task[None]":
     stopping = asyncio.create_task(service.streams.sessions.drain())
     await asyncio.sleep(0)
