@@ -56,7 +56,12 @@ class Ingress:
         self._draining: asyncio.Task[None] | None = None
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
-        """The input of :class:`deployments.runtime.scaling.FollowRequests`."""
+        """The input of :class:`deployments.runtime.scaling.FollowRequests`.
+
+        Serve calls it about every second, so the gauge is set here too: Ray exports no gauge that
+        was not set for some seconds.
+        """
+        observe_sessions(self._streams.sessions.count)
         return {"lag_s": recognition_lag_s(self._ports)}
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
