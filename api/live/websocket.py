@@ -12,6 +12,8 @@ from speech.errors import Overloaded
 
 FLOW_CONTROL = "speechgraph.flow_control"
 """Extension of the ASGI scope where frames that are not received slow the client down."""
+PARAMETERS = "openai-"
+"""What the sub-protocols begin with by which OpenAI's clients in browsers send key and version."""
 MAX_REASON_BYTES = 123
 """Of a close frame, RFC 6455."""
 
@@ -51,10 +53,12 @@ async def serve(
     live: LiveStreams,
     dialect: Dialect,
     *,
-    subprotocol: str | None = None,
     render_error: RenderError = render_detail,
 ) -> None:
     """Serve one socket from the handshake to its close.
+
+    Of the sub-protocols that the client offers the first is selected that carries no parameter:
+    browsers fail a handshake in which none is.
 
     At the bound of sessions the handshake itself is answered: 503 with Retry-After, rendered by
     ``render_error``.
@@ -66,5 +70,7 @@ async def serve(
             await websocket.send_denial_response(render_error(problem_of(full)))
             return
         with contextlib.suppress(WebSocketDisconnect):  # the client has left during the handshake
-            await websocket.accept(subprotocol)
+            offered = websocket.scope.get("subprotocols", ())
+            selected = next((name for name in offered if not name.startswith(PARAMETERS)), None)
+            await websocket.accept(selected)
             await converse(WebSocketConnection(websocket), live, dialect)

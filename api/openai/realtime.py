@@ -336,7 +336,6 @@ def router(live: LiveStreams, aliases: Aliases) -> APIRouter:
             websocket,
             live,
             Realtime(live, aliases, intent=intent, model=model, beta=beta),
-            subprotocol="realtime" if "realtime" in offered else None,
             render_error=render_error,
         )
 

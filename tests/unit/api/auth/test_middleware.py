@@ -240,6 +240,27 @@ async def test_a_key_may_come_as_the_sub_protocol_of_openai(app) -> None:
     assert KEY not in seen[0], "what is behind the door does not see the key"
 
 
+@pytest.mark.parametrize("path", [*SOCKETS, "/v1/realtime"])
+async def test_the_sub_protocol_beside_the_key_is_selected(app, path: str) -> None:
+    key: Any = f"openai-insecure-api-key.{KEY}"
+    names: Any = ["speechgraph", "another"]
+    async with serving(app) as address:
+        for offered in ([*names, key], [key, *names]):
+            async with connect(f"ws://{address}{path}", subprotocols=offered) as socket:
+                assert socket.subprotocol == "speechgraph"
+
+
+@pytest.mark.parametrize("path", [*SOCKETS, "/v1/realtime"])
+async def test_a_key_is_not_selected_where_the_service_asks_for_none(service, path: str) -> None:
+    key: Any = f"openai-insecure-api-key.{KEY}"
+    offered: Any = [key, "speechgraph"]
+    async with serving(app_of(service)) as address:
+        async with connect(f"ws://{address}{path}", subprotocols=offered) as socket:
+            assert socket.subprotocol == "speechgraph"
+        async with connect(f"ws://{address}{path}", subprotocols=[key]) as socket:
+            assert socket.subprotocol is None
+
+
 async def test_sockets_are_refused_before_the_upgrade_with_a_wrong_key(app) -> None:
     async with serving(app) as address:
         for path in SOCKETS:

@@ -39,7 +39,9 @@ from tests.unit.live_service import (
             "realtime",
             "transcription_session.created",
         ),
-        (["something-else"], None, "session.created"),
+        (["something-else"], "something-else", "session.created"),
+        (["openai-insecure-api-key.sk-none", "realtime"], "realtime", "session.created"),
+        (["openai-insecure-api-key.sk-none"], None, "session.created"),
     ],
 )
 async def test_browsers_send_key_and_version_as_subprotocols(
