@@ -15,6 +15,7 @@ from websockets.exceptions import InvalidStatus
 
 from clients.stream_client import StreamClient
 from deployments.runtime.socket_limits import MAX_MESSAGE_BYTES
+from tests.bursts import answers_to_a_burst
 from tests.e2e.launched import launched
 from tests.hostile_frames import close_code_for_announcing, negotiated_extensions
 from tests.unit.heldout import clips
@@ -149,3 +150,11 @@ async def test_a_scale_up_of_the_ingress_cuts_no_live_socket(service: str, audio
         events = [json.loads(text) async for text in early]
     assert early.close_code == 1000
     assert " ".join(e["text"] for e in events if e["type"] == "final") == expected
+
+
+async def test_each_client_of_a_burst_is_served_or_rejected_by_the_ingress(service: str) -> None:
+    """The last test here: the ingress scales up."""
+    answers = await answers_to_a_burst(service, sockets=500, requests=500)
+    assert answers["200"] == 500
+    assert answers["101"] >= SESSIONS
+    assert answers["101"] + answers["503 with Retry-After"] == 500
