@@ -13,7 +13,7 @@ from api.auth.key_limits import KeyLimits, LocalLimits
 from api.auth.middleware import KeyCheck, describe_keys
 from api.compat import vosk, whisper_asr, whisper_rest
 from api.errors import ErrorBoundary, ErrorShapes
-from api.limits import FORM_LIMITS, BodyLimit, heavy_route
+from api.limits import FORM_LIMITS, BodyLimit, Places, heavy_route
 from api.live.registry import LiveStreams
 from api.openai import realtime
 from api.openai import routes as openai
@@ -49,19 +49,22 @@ def make_app(
     server_echoes_request_id: bool = False,
     key_limits: KeyLimits | None = None,
     fetcher: Fetcher | None = None,
+    places: Places | None = None,
 ) -> FastAPI:
     """The app that serves ``service`` and its live ``streams``; limits come from ``settings``.
 
     ``key_limits`` count the requests of each API key, by default in this process alone.
     Without a ``job_desk`` no job can be queued. ``fetcher`` is by default the one of
-    ``settings.url_input``, where that is on.
+    ``settings.url_input``, where that is on. ``places`` are those of the requests that run at once.
     ``server_echoes_request_id`` is set behind Ray Serve, see :class:`api.request_id.RequestId`.
     The assets of ``/docs`` are local: the page works without the internet.
     """
     keys = KeyFile(resolve_path(settings.keys_file)) if settings.keys_file else None
     if settings.url_input and fetcher is None:
         fetcher = Fetcher(settings.max_upload_bytes, settings.url_timeout_s, GuardedHttp())
-    heavy = heavy_route(settings.max_concurrent_requests, settings.request_timeout_s)
+    heavy = heavy_route(
+        places or Places(settings.max_concurrent_requests), settings.request_timeout_s
+    )
 
     def bounded(dialect: Dialect) -> SpeechService:
         return with_max_duration(service, settings.max_seconds.get(dialect))
@@ -74,7 +77,7 @@ def make_app(
         whisper_asr.router(bounded("asr"), settings.asr, heavy),
         whisper_rest.router(bounded("whisper"), rest_aliases, version, heavy),
         models.router(service, openai_aliases),
-        health.router(service, version),
+        health.router(service, streams.sessions, version),
         live.router(streams),
         vosk.router(streams),
         realtime.router(streams, openai_aliases),

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 from typing_extensions import TypedDict
 
 from api.service import SpeechService
+from speech.live.registry import SessionRegistry
 
 log = logging.getLogger(f"speechgraph.{__name__}")
 
@@ -33,15 +34,16 @@ class Health(TypedDict):
 class Readiness(TypedDict):
     """Whether every deployment that always has replicas has one that runs.
 
-    ``deployments``: whether each has one, those included that may have none.
+    ``deployments``: whether each has one, those included that may have none. A replica that is
+    being stopped is ``draining`` and lists none.
     """
 
-    status: Literal["ready", "not_ready"]
+    status: Literal["ready", "not_ready", "draining"]
     deployments: dict[str, bool]
 
 
-def router(service: SpeechService, version: str) -> APIRouter:
-    """Routes of liveness and readiness."""
+def router(service: SpeechService, sessions: SessionRegistry, version: str) -> APIRouter:
+    """Routes of liveness and readiness; a service that drains is not ready."""
     routes = APIRouter(tags=["health"])
 
     @routes.get("/health", summary="Liveness: this process answers")
@@ -62,8 +64,11 @@ def router(service: SpeechService, version: str) -> APIRouter:
         responses={503: {"model": Readiness, "description": "A deployment has no replica yet."}},
     )
     async def ready() -> JSONResponse:
+        if sessions.draining:
+            stopping: Readiness = {"status": "draining", "deployments": {}}
+            return JSONResponse(stopping, 503, headers={"Retry-After": "2"})
         states = await service.deployment_states()
-        up = all(state.running or not state.required for state in states.values())
+        up = bool(states) and all(state.running or not state.required for state in states.values())
         body: Readiness = {
             "status": "ready" if up else "not_ready",
             "deployments": {name: state.running for name, state in states.items()},

@@ -143,9 +143,14 @@ class Places:
     def __init__(self, count: int) -> None:
         self._count = count
         self._taken: set[Upload] = set()
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def take(self, upload: Upload) -> None:
         """Raises Overloaded."""
+        if self._closed:
+            raise Overloaded("This replica is being stopped.", 1.0)
         if len(self._taken) >= self._count:
             slowest = max(self._taken, key=lambda other: other.behind_s)
             if slowest.behind_s < DISPLACEABLE_AFTER_S:
@@ -153,21 +158,33 @@ class Places:
             slowest.displace()
             self.leave(slowest)
         self._taken.add(upload)
+        self._idle.clear()
 
     def leave(self, upload: Upload) -> None:
         """Free the place, if it was not lost before."""
         self._taken.discard(upload)
+        if not self._taken:
+            self._idle.set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request has a place."""
+        return self._idle.is_set()
+
+    async def drain(self) -> None:
+        """Admit no more requests, and wait until those that have a place have left it."""
+        self._closed = True
+        await self._idle.wait()
 
 
-def heavy_route(max_concurrent: int, timeout_s: float) -> type[APIRoute]:
-    """A class for routes that do long work: they share ``max_concurrent`` places and a deadline.
+def heavy_route(places: Places, timeout_s: float) -> type[APIRoute]:
+    """A class for routes that do long work: they share ``places`` and a deadline.
 
     The place is taken before the body is read and held until the answer is sent; one request more
     is rejected at once with Overloaded. A request that runs longer than ``timeout_s``, its upload
     included, ends in DeadlineExceeded. A route that streams its answer applies
     :func:`within_deadline` itself. The app has to be behind :class:`BodyLimit`.
     """
-    places = Places(max_concurrent)
 
     class HeavyRoute(APIRoute):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,13 +4,14 @@ import time
 from collections.abc import AsyncGenerator
 
 from configs.settings import DecoderSettings
+from deployments.runtime.hold import Holdable
 from deployments.runtime.worker import Call, Worker
 from speech.audio import Audio
 from speech.media.decoding import decode
 from speech.ports import DecodedAudio
 
 
-class Decoder:
+class Decoder(Holdable):
     """Turns uploaded files into audio."""
 
     def __init__(self, settings: DecoderSettings) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -10,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from api.app import make_app
+from api.limits import Places
 from api.live.registry import LiveStreams
 from configs.catalogue import Catalogue, Family
 from configs.settings import IngressSettings, JobSettings, LiveSettings
@@ -19,9 +21,14 @@ from deployments.live.wiring import live_models, live_ports, recognition_lag_s
 from deployments.runtime.drain import when_draining
 from deployments.runtime.flow_control import FlowControl
 from deployments.runtime.graph_service import GraphService
+from deployments.runtime.hold import follow_replicas, held
 from deployments.runtime.metrics import observe_sessions
 from deployments.runtime.model_access import ModelFiles
 from deployments.runtime.socket_limits import limit_sockets
+from speech.background import in_background
+
+DELIVERY_S = 0.5
+"""What the last answers get to pass the proxy, which may be stopped after a drain."""
 
 
 @serve.ingress()
@@ -53,6 +60,8 @@ class Ingress:
             live_models(live, settings, defaults),
             observe_sessions,
         )
+        self._places = Places(settings.max_concurrent_requests)
+        self._models = [handle for name, handle in handles.items() if name != "jobs"]
         self._draining: asyncio.Task[None] | None = None
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
@@ -65,7 +74,8 @@ class Ingress:
         return {"lag_s": recognition_lag_s(self._ports)}
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        self._draining = asyncio.create_task(when_draining(self._streams.sessions.drain))
+        follow_replicas(self._models)
+        in_background(partial(when_draining, self.drain), "watch of the state", restart=True)
         app = make_app(
             self._service,
             self._streams,
@@ -74,5 +84,25 @@ class Ingress:
             job_desk=self._job_desk,
             server_echoes_request_id=True,
             key_limits=SharedLimits(),
+            places=self._places,
         )
         return FlowControl(app)
+
+    async def drain(self) -> None:
+        """Admit nothing more; returns when every stream and request has ended.
+
+        The models are held until then. Cancelling a call does not end the drain.
+        """
+        if self._draining is None:
+            self._draining = in_background(self._drain, "drain", restart=False)
+        await asyncio.shield(self._draining)
+
+    async def _drain(self) -> None:
+        idle = self._streams.sessions.idle and self._places.idle
+        ending = asyncio.gather(self._streams.sessions.drain(), self._places.drain())
+        if idle:
+            await ending
+            return
+        async with held(self._models):
+            await ending
+        await asyncio.sleep(DELIVERY_S)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from ray.serve.handle import DeploymentHandle
 from api.v1.jobs import result_text
 from configs.catalogue import Catalogue, Family
 from configs.settings import JobSettings
+from deployments.runtime.drain import when_draining
 from deployments.runtime.graph_service import GraphService
+from deployments.runtime.hold import follow_replicas, held
 from deployments.runtime.options import serve_options
 from deployments.runtime.scaling import FollowJobs
 from infra.guarded_http import GuardedHttp, any_address, is_public
 from infra.job_audio import JobAudio
 from infra.job_store import SqlJobStore
 from infra.webhooks import Webhooks
+from speech.background import in_background
 from speech.errors import NotEnabled
 from speech.jobs.desk import JobBounds, JobDesk
 from speech.jobs.job_worker import JobRules, JobWorker, Progress
@@ -60,10 +64,14 @@ class JobRunner:
             settings.concurrency,
             _webhooks(settings),
         )
+        self._models = list(handles.values())
         self._running: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
 
     async def _work(self, job: Job, data: bytes, progress: Progress) -> str:
-        follow = asyncio.create_task(self._follow(job.id, progress))
+        follow = in_background(
+            partial(self._follow, job.id, progress), f"progress of job {job.id}", restart=True
+        )
 
         def process(options: ProcessOptions) -> Awaitable[Transcript]:
             options = replace(options, max_seconds=self._max_seconds)
@@ -84,6 +92,8 @@ class JobRunner:
         """Called by Serve before the replica is ready, which is when it starts to work."""
         if self._running is None:
             self._running = asyncio.create_task(self._worker.run())
+            follow_replicas(self._models)
+            in_background(partial(when_draining, self.drain), "watch of the state", restart=True)
         elif self._running.done():
             self._running.result()
 
@@ -92,15 +102,30 @@ class JobRunner:
         backlog = await asyncio.to_thread(self._store.backlog)
         return {"jobs": backlog.queued + backlog.processing}
 
-    async def __del__(self) -> None:
-        """Called by Serve when the replica is stopped: finish the running jobs, or release them."""
+    async def drain(self) -> None:
+        """Take no more jobs; finish those that run, or release them. The models are held meanwhile.
+
+        Cancelling a call does not end the drain.
+        """
         if self._running is None:
             return
+        if self._draining is None:
+            self._draining = in_background(
+                partial(self._drain, self._running), "drain", restart=False
+            )
+        await asyncio.shield(self._draining)
+
+    async def _drain(self, running: asyncio.Task[None]) -> None:
         self._worker.stop()
         left_s = max(0.0, self._settings.lifecycle.drain_timeout_s - LAST_WRITES_S)
-        await asyncio.wait({self._running}, timeout=left_s)
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
+        async with held(self._models):
+            await asyncio.wait({running}, timeout=left_s)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    async def __del__(self) -> None:
+        """Called by Serve when the replica is stopped."""
+        await self.drain()
         self._store.close()
 
 

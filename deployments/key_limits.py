@@ -17,6 +17,7 @@ from ray.serve.exceptions import RayServeException
 
 from api.auth.key_file import Key
 from api.auth.key_limits import KeyCounter, LimitReached, Refusal
+from speech.background import in_background
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
@@ -61,7 +62,7 @@ class SharedLimits:
             yield
             return
         if self._renewing is None:
-            self._renewing = asyncio.create_task(self._renew())
+            self._renewing = in_background(self._renew, "renewal of key limits", restart=True)
         place = uuid.uuid4().hex
         try:
             refusal = await self._enter(key, place)

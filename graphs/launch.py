@@ -5,6 +5,7 @@ the cluster. `serve run CONFIG` and, on a cluster, `serve deploy CONFIG` run the
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from functools import partial
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import ray
 import yaml
 from ray import serve
-from ray.exceptions import GetTimeoutError, RayActorError
-from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.serve._private.constants import SERVE_PROXY_NAME
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import DeploymentStatus, LoggingConfig
 
 from api.auth.key_file import create_key_file
@@ -49,8 +51,11 @@ from graphs.speech import build
 from graphs.validate import problems
 
 OBJECT_STORE_BYTES = 512 * 1024**2
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+DRAIN_SLACK_S = 5.0
+"""What a deployment may take beyond its ``drain_timeout_s`` to report that it is drained."""
 STOP_S = 30.0
-"""Longest wait for the replicas to stop."""
+"""Longest wait for Serve's proxies to stop."""
 PROCESSES = 9
 """Serve's controller and proxy, and one replica of each of the seven deployments."""
 
@@ -147,31 +152,69 @@ def root_cause(message: str) -> str:
     return " ".join(" ".join(after_frame).split())
 
 
-def _stop() -> None:
-    """Stop Serve, then Ray.
+def _stop(application: str, args: SpeechArgs) -> None:
+    """Drain the application, then stop the cluster; a signal ends the drain."""
+    with contextlib.suppress(KeyboardInterrupt):
+        _drain(application, args)
+    _end_cluster()
 
-    ``serve.shutdown`` would wait in a call that ends with the death of the controller, which Ray
-    reports as a failed task.
-    """
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is not None:
-        deadline = time.monotonic() + STOP_S
-        with suppress(RayActorError, GetTimeoutError):
-            ray.get(client._controller.graceful_shutdown.remote(wait=False), timeout=STOP_S)
-        while _controller_lives():
-            if time.monotonic() > deadline:
-                sys.stderr.write(f"replicas did not stop within {STOP_S:g} s\n")
-                break
-            time.sleep(0.1)
+
+def _end_cluster() -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        _stop_proxies()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     ray.shutdown()
 
 
-def _controller_lives() -> bool:
-    try:
-        ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
-    except ValueError:
-        return False
-    return True
+def _drain(application: str, args: SpeechArgs) -> None:
+    """Let streams and requests end, and the jobs be finished or released, in bounded time."""
+    bounds_s = {"Ingress": args.ingress.lifecycle.drain_timeout_s}
+    if args.jobs is not None:
+        bounds_s["JobRunner"] = args.jobs.lifecycle.drain_timeout_s
+    drains = {
+        name: _drain_deployment.remote(name, application, bound_s + DRAIN_SLACK_S)
+        for name, bound_s in bounds_s.items()
+    }
+    for name, drain in drains.items():
+        try:
+            ray.get(drain)
+        except RayError as error:
+            sys.stderr.write(f"{name} was not drained: {root_cause(str(error))}\n")
+
+
+# In a process of the cluster: a handle in this one would outlive the cluster, and its threads would
+# connect to any other that runs here.
+@ray.remote(num_cpus=0, max_retries=0)
+def _drain_deployment(name: str, application: str, bound_s: float) -> None:
+    handle = serve.get_deployment_handle(name, application)
+    with contextlib.suppress(DeploymentUnavailableError):  # it has no replica
+        handle.broadcast("drain").results(timeout_s=bound_s, return_exceptions=True)
+
+
+def _stop_proxies() -> None:
+    """Stop Serve until its proxies, which start processes of their own, have exited.
+
+    What runs in the replicas by now is of no use to anybody, and ends with Ray. ``serve.shutdown``
+    would wait in a call that ends with the death of the controller, which Ray reports as a failed
+    task.
+    """
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return
+    deadline = time.monotonic() + STOP_S
+    with contextlib.suppress(RayActorError, GetTimeoutError):
+        ray.get(client._controller.graceful_shutdown.remote(wait=False), timeout=STOP_S)
+    while _proxies_live():
+        if time.monotonic() > deadline:
+            sys.stderr.write(f"the proxies did not stop within {STOP_S:g} s\n")
+            return
+        time.sleep(0.1)
+
+
+def _proxies_live() -> bool:
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return any(actor["name"].startswith(SERVE_PROXY_NAME) for actor in actors)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -195,15 +238,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Validation has logged what it logs each time that the settings are read.
     legacy_environment.log.setLevel(logging.ERROR)
     started = time.monotonic()
+    stop = _end_cluster
     try:
         config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
         args = SpeechArgs(**config["applications"][0]["args"])
         keys = _key_file(args.ingress.keys_file)
         service, dashboard = start(config, args, options.num_cpus)
+        stop = partial(_stop, config["applications"][0]["name"], args)
         # A service manager stops its children with SIGTERM: exit as on Ctrl-C, not as Ray does. A
         # shell script starts its background processes with SIGINT ignored.
-        for stop in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(stop, signal.default_int_handler)
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler)
         sys.stdout.write(
             f"speechgraph is up after {time.monotonic() - started:.1f} s\n"
             f"  service    {service}  (API pages: {service}/docs)\n"
@@ -219,10 +264,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("".join(f"the graph did not come up: {reason}\n" for reason in reasons))
         return 1
     except KeyboardInterrupt:
-        sys.stdout.write("stopping\n")
+        sys.stdout.write("stopping; once more to stop at once\n")
+        sys.stdout.flush()
     finally:
         if ray.is_initialized():
-            _stop()
+            stop()
     return 0
 
 

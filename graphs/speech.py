@@ -15,7 +15,7 @@ from deployments.jobs import JobRunner, job_options
 from deployments.key_limits import counter_options
 from deployments.live.recogniser import Live, live_options
 from deployments.runtime.model_access import ModelFiles
-from deployments.runtime.options import serve_options
+from deployments.runtime.options import model_options, serve_options
 from deployments.runtime.scaling import FollowRequests
 from deployments.vosk import Vosk
 from deployments.whisper import Whisper
@@ -45,13 +45,15 @@ def build(args: SpeechArgs) -> Application:
     _check_models(args, catalogue, models)
     jobs = _jobs_here(args.jobs)
     at_once = 0 if jobs is None else jobs.concurrency * jobs.scaling.max_replicas
-    handles: dict[str, Any] = {"decoder": _decoder(args, at_once)}
+    drain_s = max(s.lifecycle.drain_timeout_s for s in (args.ingress, jobs) if s is not None)
+    handles: dict[str, Any] = {"decoder": _decoder(args, drain_s, at_once)}
     for family, settings in models.items():
         handles[family] = _deployed(
-            MODEL_DEPLOYMENTS[family], serve_options(settings, settings.concurrency, at_once)
+            MODEL_DEPLOYMENTS[family],
+            model_options(settings, settings.concurrency, drain_s, at_once),
         ).bind(settings, files)
     if args.live is not None and args.live.placement == "replicas":
-        handles["live"] = _deployed(Live, live_options(args.live)).bind(args.live, files)
+        handles["live"] = _deployed(Live, live_options(args.live, drain_s)).bind(args.live, files)
     defaults = {family: settings.default_model for family, settings in models.items()}
     timeouts_s = {"decoder": args.decoder.timeout_s} | {
         family: settings.timeout_s for family, settings in models.items()
@@ -90,8 +92,8 @@ def _jobs_here(jobs: JobSettings | None) -> JobSettings | None:
     return jobs.model_copy(update={"directory": str(resolve_path(jobs.directory))})
 
 
-def _decoder(args: SpeechArgs, jobs: int) -> Application:
-    options = serve_options(args.decoder, args.decoder.concurrency, jobs)
+def _decoder(args: SpeechArgs, drain_s: float, jobs: int) -> Application:
+    options = model_options(args.decoder, args.decoder.concurrency, drain_s, jobs)
     return _deployed(Decoder, options).bind(args.decoder)
 
 

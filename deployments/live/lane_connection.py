@@ -19,6 +19,7 @@ from deployments.live.lane_protocol import (
     unpack_words,
     until_one_ends,
 )
+from speech.background import in_background
 from speech.errors import DeadlineExceeded
 from speech.transcript import Word
 
@@ -75,7 +76,7 @@ class Lane:
         self._outbox = Outbox(tick_s)
         self._answers: dict[int, asyncio.Future[tuple[Word, ...]]] = {}
         self._on_broken = on_broken
-        self.task = asyncio.create_task(self._run())
+        self.task = in_background(self._run, f"lane to {address.replica}", restart=False)
 
     async def call(self, call: list[Any], timeout_s: float) -> tuple[Word, ...]:
         """See :meth:`RemoteStream.call`; waits for the connection too."""

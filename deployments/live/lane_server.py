@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import logging
 import secrets
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -20,6 +21,7 @@ from deployments.live.lane_protocol import (
     pack_words,
     until_one_ends,
 )
+from speech.background import in_background
 from speech.ports import RecognizerStream, StreamingRecognizer
 from speech.transcript import Word
 
@@ -113,7 +115,8 @@ class _LaneStreams:
         match call:
             case [int(stream), "open", str(model), str() | None as hotwords]:
                 calls: asyncio.Queue[_Call] = asyncio.Queue(1)
-                task = asyncio.create_task(self._run_stream(stream, model, hotwords, calls))
+                run = partial(self._run_stream, stream, model, hotwords, calls)
+                task = in_background(run, f"stream {stream} of a lane", restart=False)
                 self._streams[stream] = task, calls
                 task.add_done_callback(lambda _: self._streams.pop(stream, None))
             case [int(stream), "feed", bytes(audio)]:

@@ -14,8 +14,9 @@ from deployments.live.lane_client import Directory
 from deployments.live.lane_protocol import LaneAddress
 from deployments.live.lane_server import LaneServer
 from deployments.runtime.broadcast import answers
+from deployments.runtime.hold import Holdable
 from deployments.runtime.model_access import ModelFiles, hardware, streaming_engine
-from deployments.runtime.options import serve_options
+from deployments.runtime.options import model_options
 from deployments.runtime.scaling import FollowStreams
 
 _CALLS_AT_ONCE = 64
@@ -24,7 +25,7 @@ _FIRST_ADDRESS_S, _OTHER_ADDRESSES_S = 1.5, 0.4
 """A stream that opens waits for the addresses: a frozen replica may not delay it for long."""
 
 
-class Live:
+class Live(Holdable):
     """Recognises live speech, frame by frame, with the streaming models of the catalogue."""
 
     def __init__(self, settings: LiveSettings, files: ModelFiles) -> None:
@@ -62,9 +63,9 @@ class Live:
         return {"streams": self._server.streams, "lag_s": self._recognizer.lag_s()}
 
 
-def live_options(settings: LiveSettings) -> dict[str, Any]:
+def live_options(settings: LiveSettings, callers_drain_s: float) -> dict[str, Any]:
     """Options for ``serve.deployment(Live, **options)``: replicas follow streams, not calls."""
-    options = serve_options(settings, _CALLS_AT_ONCE)
+    options = model_options(settings, _CALLS_AT_ONCE, callers_drain_s)
     options["autoscaling_config"]["policy"] = {
         "policy_function": FollowStreams,
         "policy_kwargs": {"target_streams": settings.target_streams},

@@ -8,35 +8,47 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ReplicaState
+from ray.serve.schema import ApplicationStatus, ReplicaState
+
+from deployments.runtime.last_replicas import keep_last_replicas
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
-POLL_S = 1.0
+POLL_S = 0.75
 """Seconds between two looks at the state."""
 
 
 async def when_draining(then: Callable[[], Awaitable[None]]) -> None:
-    """Await ``then`` once this replica is being stopped, by a redeployment or a scale-down."""
+    """Await ``then`` once this replica is being stopped.
+
+    By a redeployment, a scale-down, or the deletion of the application; in a deleted one the
+    handles of this process keep their replicas.
+    """
     context = serve.get_replica_context()
     while True:
         await asyncio.sleep(POLL_S)
         try:
-            state = await asyncio.to_thread(
+            deleted, state = await asyncio.to_thread(
                 _state, context.app_name, context.deployment, context.replica_id.unique_id
             )
         except (RayError, RuntimeError, KeyError) as error:
             logger.warning("the state of this replica cannot be read: %r", error)
             continue
-        if state == ReplicaState.STOPPING:
+        if deleted:
+            keep_last_replicas()
+        if deleted or state == ReplicaState.STOPPING:
             logger.info("this replica is being stopped, live streams end at their next pause")
             await then()
             return
 
 
-def _state(application: str, deployment: str, replica: str) -> str | None:
-    replicas = deployments_of(application)[deployment]["replicas"]
-    return next((r["state"] for r in replicas if r["replica_id"] == replica), None)
+def _state(application: str, deployment: str, replica: str) -> tuple[bool, str | None]:
+    """Whether the application is being deleted, and the state of the replica."""
+    details = _details(application)
+    if details["status"] == ApplicationStatus.DELETING:  # its deployments may be absent already
+        return True, None
+    replicas = details["deployments"][deployment]["replicas"]
+    return False, next((r["state"] for r in replicas if r["replica_id"] == replica), None)
 
 
 def deployments_of(application: str) -> dict[str, Any]:
@@ -44,9 +56,12 @@ def deployments_of(application: str) -> dict[str, Any]:
 
     ``serve.status()`` has neither the ids of replicas nor the options of deployments.
     """
+    deployments: dict[str, Any] = _details(application)["deployments"]
+    return deployments
+
+
+def _details(application: str) -> dict[str, Any]:
     client = _get_global_client()
     assert client is not None, "a replica has a client"
-    deployments: dict[str, Any] = client.get_serve_details()["applications"][application][
-        "deployments"
-    ]
-    return deployments
+    details: dict[str, Any] = client.get_serve_details()["applications"][application]
+    return details

@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve import metrics
 
 from configs.settings import ModelSettings, ReloadableSettings
+from deployments.runtime.hold import Holdable
 from deployments.runtime.model_access import ModelFiles, hardware
 from deployments.runtime.worker import Call, Worker
 from engines.cache import ModelCache
@@ -24,7 +25,7 @@ Engine = TypeVar("Engine")
 Result = TypeVar("Result")
 
 
-class EngineHost(ABC, Generic[Engine]):
+class EngineHost(Holdable, ABC, Generic[Engine]):
     """Loads engines by model id, keeps the most recently used, and runs calls on them in threads.
 
     A deployment derives from it, gives ``task_type`` and :meth:`load`, and adds its own methods.

@@ -7,9 +7,14 @@ from ray.serve.config import RequestRouterConfig
 
 from configs.deployment_settings import Deployment
 from configs.settings import METRICS_INTERVAL_S
+from deployments.runtime.hold import OUTLIVE_S, RELEASE_CHECK_S
 
 READY_TO_RUN = 2
 """Requests that wait inside a replica, so that its engine need not wait for the next one."""
+
+# Serve's own back-off of up to 0.5 s would leave a replica idle between two requests.
+_ROUTING = {"initial_backoff_s": 0.005, "max_backoff_s": 0.05}
+_ROUTER = "deployments.runtime.model_router.ModelRouter"
 
 
 def threads(settings: Deployment) -> int:
@@ -29,10 +34,7 @@ def serve_options(settings: Deployment, running_at_once: int, jobs: int = 0) -> 
     return {
         "max_ongoing_requests": running_at_once + READY_TO_RUN + jobs,
         "max_queued_requests": life.max_queue,
-        # Serve's own back-off of up to 0.5 s would leave a replica idle between two requests.
-        "request_router_config": RequestRouterConfig.model_validate(
-            {"initial_backoff_s": 0.005, "max_backoff_s": 0.05}
-        ),
+        "request_router_config": RequestRouterConfig.model_validate(_ROUTING),
         "autoscaling_config": {
             "min_replicas": scaling.min_replicas,
             "max_replicas": scaling.max_replicas,
@@ -55,4 +57,21 @@ def serve_options(settings: Deployment, running_at_once: int, jobs: int = 0) -> 
             **({"memory": resources.memory_mb * 1024**2} if resources.memory_mb else {}),
             **({"label_selector": resources.label_selector} if resources.label_selector else {}),
         },
+    }
+
+
+def model_options(
+    settings: Deployment, running_at_once: int, callers_drain_s: float, jobs: int = 0
+) -> dict[str, Any]:
+    """:func:`serve_options` of a deployment that others call, and hold while they are stopped.
+
+    ``callers_drain_s`` is the longest drain of these others.
+    """
+    options = serve_options(settings, running_at_once, jobs)
+    router = RequestRouterConfig.model_validate(_ROUTING | {"request_router_class": _ROUTER})
+    longest_s = max(settings.lifecycle.drain_timeout_s, callers_drain_s + OUTLIVE_S)
+    return options | {
+        "request_router_config": router,
+        "graceful_shutdown_wait_loop_s": RELEASE_CHECK_S,
+        "graceful_shutdown_timeout_s": longest_s,
     }

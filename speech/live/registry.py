@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from speech.background import in_background
 from speech.errors import ModelUnavailable, Overloaded
 from speech.live.session import LiveSession
 from speech.ports import RecognizerStream, StreamingRecognizer
@@ -39,6 +40,8 @@ class SessionRegistry:
         self._retention_s = retention_s
         self._observe = observe
         self._sockets = 0
+        self._no_sockets = asyncio.Event()
+        self._no_sockets.set()
         self._entries: dict[tuple[str, str], _Entry] = {}
         """By owner and id: clients choose ids, and may choose those of others."""
         self._ending: set[asyncio.Task[None]] = set()
@@ -51,6 +54,11 @@ class SessionRegistry:
         return self.stopping.is_set()
 
     @property
+    def idle(self) -> bool:
+        """Whether no socket is open."""
+        return self._no_sockets.is_set()
+
+    @property
     def count(self) -> int:
         """Sessions that are alive, those without a socket included."""
         return len(self._entries)
@@ -60,10 +68,13 @@ class SessionRegistry:
         """The place of one socket. Raises Overloaded at once when none is free."""
         self._admit(self._sockets)
         self._sockets += 1
+        self._no_sockets.clear()
         try:
             yield
         finally:
             self._sockets -= 1
+            if self._sockets == 0:
+                self._no_sockets.set()
 
     def start(self, session: LiveSession, max_of_owner: int | None = None) -> None:
         """Run a session, in place of its owner's one of the same id; raises Overloaded.
@@ -81,7 +92,7 @@ class SessionRegistry:
                 [e for e in self._entries.values() if _is_of(session, e)], max_of_owner
             )
         self._make_place(list(self._entries.values()), self._max)
-        task = asyncio.create_task(session.run())
+        task = in_background(session.run, f"live session {session.id}", restart=False)
         self._entries[_key(session)] = _Entry(session, task)
         self._observe(self.count)
 
@@ -153,13 +164,20 @@ class SessionRegistry:
         self._observe(self.count)
 
     async def drain(self) -> None:
-        """Admit no more streams, and end those that are open at their next pause."""
+        """Admit no more streams, end those that are open at their next pause, await their sockets.
+
+        A stream without a pause ends after DRAIN_S.
+        """
         self.stopping.set()
         for entry in self._entries.values():
             entry.session.drain()
-        await asyncio.sleep(DRAIN_S)
-        for entry in list(self._entries.values()):
-            entry.session.end()
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await self._no_sockets.wait()
+        except TimeoutError:
+            for entry in list(self._entries.values()):
+                entry.session.end()
+            await self._no_sockets.wait()
 
 
 class YieldingRecognizer:

@@ -69,6 +69,22 @@ async def test_ready_when_every_deployment_is_up(client):
     assert answer.json() == {"status": "ready", "deployments": up}
 
 
+async def test_not_ready_while_the_replica_is_being_stopped(service):
+    settings = IngressSettings(default_transcriber="large-v3-turbo")
+    streams = no_streams(service, settings)
+    await streams.sessions.drain()
+    async with client_of(make_app(service, streams, settings, "1.2.3")) as client:
+        answer = await client.get("/ready")
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert answer.json() == {"status": "draining", "deployments": {}}
+
+
+async def test_not_ready_while_the_controller_lists_no_deployment(client, service):
+    service.deployments.clear()
+    assert (await client.get("/ready")).status_code == 503
+
+
 async def test_not_ready_while_one_deployment_is_down(client, service):
     service.deployments["Whisper"] = False
     answer = await client.get("/ready")

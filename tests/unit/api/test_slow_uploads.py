@@ -283,3 +283,19 @@ async def test_clients_that_trickle_do_not_block_a_normal_client(
         displaced = [client for client in clients if b" 408 " in client.answer]
         assert displaced
         assert all(b"upload_too_slow" in client.answer for client in displaced)
+
+
+def test_a_drain_takes_no_request_and_waits_for_those_that_run() -> None:
+    async def work() -> None:
+        places = Places(2)
+        upload = upload_of([])
+        places.take(upload)
+        drained = asyncio.create_task(places.drain())
+        await asyncio.sleep(1)
+        with pytest.raises(Overloaded, match="being stopped"):
+            places.take(upload_of([]))
+        assert not drained.done()
+        places.leave(upload)
+        await drained
+
+    run_in_virtual_time(work())

@@ -81,7 +81,13 @@ async def talk(service: LiveService, connection: MemoryConnection) -> None:
 @asynccontextmanager
 async def talking(service: LiveService, connection: MemoryConnection) -> AsyncIterator[None]:
     """A conversation beside the test, awaited at the end."""
-    task = asyncio.create_task(talk(service, connection))
+
+    async def hold_a_place() -> None:
+        with service.streams.sessions.socket():
+            await talk(service, connection)
+
+    task = asyncio.create_task(hold_a_place())
+    await asyncio.sleep(0)
     yield
     await task
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
-from ray.serve.schema import ReplicaState
+from ray.serve.schema import ApplicationStatus, ReplicaState
 
 from deployments.runtime import drain
 from deployments.runtime.drain import when_draining
@@ -20,7 +20,13 @@ def details(state: ReplicaState | None) -> dict[str, Any]:
     replicas = [{"replica_id": "other", "state": ReplicaState.STOPPING}]
     if state is not None:
         replicas.append({"replica_id": "mine", "state": state})
-    return {"applications": {"app": {"deployments": {"Ingress": {"replicas": replicas}}}}}
+    deployments = {"Ingress": {"replicas": replicas}}
+    return {
+        "applications": {"app": {"status": ApplicationStatus.RUNNING, "deployments": deployments}}
+    }
+
+
+DELETED = {"applications": {"app": {"status": ApplicationStatus.DELETING, "deployments": {}}}}
 
 
 class Controller:
@@ -29,6 +35,10 @@ class Controller:
     def __init__(self, *reports: dict[str, Any] | Exception) -> None:
         self.reports = list(reports)
         self.polls = 0
+        self.kept = False
+
+    def keep(self) -> None:
+        self.kept = True
 
     def get_serve_details(self) -> dict[str, Any]:
         self.polls += 1
@@ -49,6 +59,7 @@ def controlled(monkeypatch: pytest.MonkeyPatch) -> Callable[[Controller], None]:
         monkeypatch.setattr(drain.serve, "get_replica_context", lambda: context)
         monkeypatch.setattr(drain, "_get_global_client", lambda: controller)
         monkeypatch.setattr(drain, "POLL_S", 0.0)
+        monkeypatch.setattr(drain, "keep_last_replicas", controller.keep)
 
     return use
 
@@ -73,6 +84,16 @@ async def test_the_callback_runs_once_when_the_replica_is_stopping(
     controlled(controller)
     assert await drained(controller) == 1
     assert controller.polls == 3
+    assert not controller.kept
+
+
+async def test_the_deletion_of_the_application_stops_the_replica_and_keeps_the_models_callable(
+    controlled: Callable[[Controller], None],
+) -> None:
+    controller = Controller(details(ReplicaState.RUNNING), DELETED)
+    controlled(controller)
+    assert await drained(controller) == 1
+    assert controller.kept
 
 
 async def test_the_state_of_another_replica_is_not_ours(

@@ -6,7 +6,9 @@ import pytest
 from ray import serve
 
 from configs.settings import ModelSettings
-from deployments.runtime.options import serve_options, threads
+from deployments.runtime.drain import POLL_S
+from deployments.runtime.hold import RENEW_S
+from deployments.runtime.options import model_options, serve_options, threads
 
 
 def settings(**fields: Any) -> ModelSettings:
@@ -61,3 +63,11 @@ def test_serve_accepts_the_options() -> None:
 
     deployment = serve.deployment(Deployed, **serve_options(settings(), 4))
     assert deployment.max_ongoing_requests == 6
+
+
+def test_a_model_replica_stops_after_its_callers_and_leaves_them_time_to_hold_it() -> None:
+    options = model_options(settings(lifecycle={"drain_timeout_s": 10}), 1, callers_drain_s=60)
+    assert options["graceful_shutdown_timeout_s"] > 60
+    assert options["graceful_shutdown_wait_loop_s"] > POLL_S + RENEW_S
+    router = options["request_router_config"].get_request_router_class()
+    assert router.__name__ == "ModelRouter"

@@ -150,3 +150,13 @@ async def test_a_drain_admits_no_stream_and_ends_each_at_a_pause(models, session
     with pytest.raises(Overloaded):
         begun(models, sessions, "late")
     draining.cancel()
+
+
+async def test_a_drain_waits_until_the_last_socket_has_closed(sessions):
+    with sessions.socket():
+        draining = asyncio.create_task(sessions.drain())
+        await asyncio.sleep(0)
+        assert not sessions.idle
+        assert not draining.done()
+    await draining
+    assert sessions.idle

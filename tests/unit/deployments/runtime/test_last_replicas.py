@@ -1,0 +1,56 @@
+"""Routers of a deleted application, as Serve makes them: from a copy of their class."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
+
+from configs.settings import ModelSettings
+from deployments.runtime import last_replicas
+from deployments.runtime.last_replicas import keep_last_replicas
+from deployments.runtime.options import model_options
+
+
+class Loop:
+    """Runs at once what is to run soon."""
+
+    def call_soon_threadsafe(self, call: Any, *args: Any) -> None:
+        call(*args)
+
+
+@pytest.fixture
+def router(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A router that only knows its replicas."""
+
+    def update(self: Any, replicas: list[str]) -> None:
+        self._replicas = {replica: replica for replica in replicas}
+
+    base = PowerOfTwoChoicesRequestRouter
+    monkeypatch.setattr(base, "__init__", lambda self: setattr(self, "_replicas", {}))
+    monkeypatch.setattr(base, "update_replicas", update)
+    monkeypatch.setattr(base, "_event_loop", Loop())
+    monkeypatch.setattr(base, "curr_replicas", property(lambda self: self._replicas))
+    monkeypatch.setattr(last_replicas, "_keeping", False)
+    options = model_options(ModelSettings.model_validate({"default_model": "m"}), 1, 60)
+    return options["request_router_config"].get_request_router_class()()
+
+
+def test_replicas_that_are_removed_are_no_longer_called(router: Any) -> None:
+    router.update_replicas(["a", "b"])
+    router.update_replicas([])
+    assert not router.curr_replicas
+
+
+def test_the_last_replicas_of_a_deleted_application_are_called_again(router: Any) -> None:
+    router.update_replicas(["a", "b"])
+    router.update_replicas([])
+    keep_last_replicas()
+    assert list(router.curr_replicas) == ["a", "b"]
+
+
+def test_the_last_replicas_of_a_deleted_application_stay(router: Any) -> None:
+    router.update_replicas(["a", "b"])
+    keep_last_replicas()
+    router.update_replicas([])
+    assert list(router.curr_replicas) == ["a", "b"]
