@@ -71,7 +71,7 @@ def sockets(service: str, path: str) -> str:
     return service.replace("http://", "ws://") + path
 
 
-async def hear(service: str, audio: bytes) -> str:
+async def transcribe(service: str, audio: bytes) -> str:
     async with StreamClient(sockets(service, "/v1/ws")) as session:
         await session.send(audio)
         await session.finish()
@@ -93,10 +93,10 @@ async def test_a_stream_ends_with_its_finals_and_1000(service: str, audio: bytes
         await socket.send(json.dumps({"config": {"sample_rate": 16000}}))
         await socket.send(audio)
         await socket.send(json.dumps({"eof": 1}))
-        said = [json.loads(text) async for text in socket]
+        answers = [json.loads(text) async for text in socket]
     assert socket.close_code == 1000
-    assert [answer["last_message"] for answer in said][-1] is True
-    assert await hear(service, audio)
+    assert [answer["last_message"] for answer in answers][-1] is True
+    assert await transcribe(service, audio)
 
 
 async def test_a_client_that_pours_is_slowed_down_and_not_refused(
@@ -115,17 +115,17 @@ async def test_a_client_that_pours_is_slowed_down_and_not_refused(
             await socket.send(json.dumps({"eof": 1}))
 
         pouring = asyncio.create_task(pour())
-        said = [json.loads(text) async for text in socket]
+        answers = [json.loads(text) async for text in socket]
         await pouring
     assert socket.close_code == 1000
-    assert not any(answer["error"] for answer in said)
-    words = said[-1]["data"].split()
+    assert not any(answer["error"] for answer in answers)
+    words = answers[-1]["data"].split()
     assert words == words[: len(words) // MINUTES] * MINUTES
 
 
 async def test_a_scale_up_of_the_ingress_cuts_no_live_socket(service: str, audio: bytes) -> None:
     """Every replica of the ingress starts another HAProxy; sockets stay with the old one."""
-    expected = await hear(service, audio)
+    expected = await transcribe(service, audio)
     path = sockets(service, "/v1/ws")
     async with connect(path) as early:
         await early.send(json.dumps({"type": "start"}))

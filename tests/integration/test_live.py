@@ -46,13 +46,13 @@ def socket_url(url: str, path: str) -> str:
 
 def pcm(samples: Samples, rate: int = SAMPLE_RATE) -> bytes:
     """PCM16 at a rate."""
-    heard = soxr.resample(samples, SAMPLE_RATE, rate) if rate != SAMPLE_RATE else samples
-    return (np.clip(heard, -1, 1) * 32767).astype("<i2").tobytes()
+    resampled = soxr.resample(samples, SAMPLE_RATE, rate) if rate != SAMPLE_RATE else samples
+    return (np.clip(resampled, -1, 1) * 32767).astype("<i2").tobytes()
 
 
 @pytest.fixture(scope="module")
 def talk(demo_audio: Path) -> tuple[Samples, str]:
-    """Some sentences with pauses, and what they say."""
+    """Some sentences with pauses, and their text."""
     spoken = clips(demo_audio, count=4)
     pause = np.zeros(SAMPLE_RATE, np.float32)
     samples = np.concatenate([part for clip in spoken for part in (clip.samples, pause)])
@@ -89,40 +89,40 @@ def finals(events: list[dict]) -> list[dict]:
     return [event for event in events if event["type"] == "final" and event["text"]]
 
 
-def told(events: list[dict]) -> str:
+def final_text(events: list[dict]) -> str:
     return " ".join(event["text"] for event in finals(events))
 
 
 async def answers(url: str, *frames: str | bytes) -> list[dict]:
-    """Everything that a server says to some frames until it closes."""
+    """All answers of a server to some frames, until it closes."""
     async with connect(url, max_size=None) as socket:
         for frame in frames:
             await socket.send(frame)
-        said = [json.loads(text) async for text in socket]
+        received = [json.loads(text) async for text in socket]
     assert socket.close_code == 1000
-    return said
+    return received
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 48_000])
 async def test_the_native_form_at_any_rate(live: str, talk: tuple[Samples, str], rate: int) -> None:
     samples, text = talk
     events = await native(live, pcm(samples, rate), sample_rate=rate)
-    assert wer(text, told(events)) < (0.25 if rate == 8000 else 0.15)
+    assert wer(text, final_text(events)) < (0.25 if rate == 8000 else 0.15)
     assert events[-1]["type"] == "done"
 
 
 async def test_the_sherpa_server_socket(live: str, talk: tuple[Samples, str]) -> None:
     samples, text = talk
-    said = await answers(
+    received = await answers(
         socket_url(live, "/ws"),
         json.dumps({"config": {"sample_rate": 16000, "wait_null_answers": False}}),
         pcm(samples),
         json.dumps({"eof": 1}),
     )
-    assert [answer["last_message"] for answer in said] == [False] * (len(said) - 1) + [True]
-    heard = " ".join(answer["data"]["text"] for answer in said if answer["data"])
-    assert wer(text, heard) < 0.15
-    words = [word for answer in said if answer["data"] for word in answer["data"]["result"]]
+    assert [answer["last_message"] for answer in received] == [False] * (len(received) - 1) + [True]
+    recognised = " ".join(answer["data"]["text"] for answer in received if answer["data"])
+    assert wer(text, recognised) < 0.15
+    words = [word for answer in received if answer["data"] for word in answer["data"]["result"]]
     assert [w["start"] for w in words] == sorted(w["start"] for w in words)
 
 
@@ -143,11 +143,11 @@ async def test_the_classic_socket_answers_every_frame(live: str, talk: tuple[Sam
 
 async def test_the_v1_stream_ends_on_an_empty_frame(live: str, talk: tuple[Samples, str]) -> None:
     samples, text = talk
-    said = await answers(
+    received = await answers(
         socket_url(live, "/v1/ws"), json.dumps({"settings": {"tra": {}}}), pcm(samples), b""
     )
-    assert wer(text, " ".join(chunk["text"] for chunk in said)) < 0.15
-    assert all(chunk["emotional"] is None for chunk in said)
+    assert wer(text, " ".join(chunk["text"] for chunk in received)) < 0.15
+    assert all(chunk["emotional"] is None for chunk in received)
 
 
 async def test_silence_noise_and_garbage_say_nothing_and_break_nothing(
@@ -155,7 +155,7 @@ async def test_silence_noise_and_garbage_say_nothing_and_break_nothing(
 ) -> None:
     rng = np.random.default_rng(1)
     quiet = pcm(load(demo_audio / "silence.flac"))
-    assert told(await native(live, quiet)) == ""
+    assert final_text(await native(live, quiet)) == ""
     await native(live, rng.bytes(64_001))
     async with connect(socket_url(live, "/v1/ws")) as socket:
         await socket.send('{"type": "start", "encoding": "mp17"}')

@@ -32,15 +32,15 @@ def pcm(of: list[Clip]) -> bytes:
     return (np.clip(resampled, -1, 1) * 32767).astype("<i2").tobytes()
 
 
-def errors(said: list[Clip], heard: str) -> float:
-    return wer(" ".join(clip.text for clip in said), heard)
+def errors(spoken: list[Clip], text: str) -> float:
+    return wer(" ".join(clip.text for clip in spoken), text)
 
 
 async def conversation(
     url: str, audio: bytes, *, items: int, model: str, **given: Any
 ) -> list[Any]:
     """All events of a session, spoken five times too fast, until some items are complete."""
-    told: list[Any] = []
+    events: list[Any] = []
     async with (
         AsyncOpenAI(api_key="none", base_url=f"{url}/v1") as client,
         client.realtime.connect(extra_query={"intent": "transcription"}) as connection,
@@ -60,37 +60,37 @@ async def conversation(
 
         speaking = asyncio.create_task(speak())
         async with asyncio.timeout(120):
-            while sum(event.type == f"{TRANSCRIPTION}.completed" for event in told) < items:
-                told.append(await connection.recv())
+            while sum(event.type == f"{TRANSCRIPTION}.completed" for event in events) < items:
+                events.append(await connection.recv())
             await speaking
-    assert "error" not in [event.type for event in told]
-    for completed in told:
+    assert "error" not in [event.type for event in events]
+    for completed in events:
         if completed.type == f"{TRANSCRIPTION}.completed":
-            about = [e for e in told if getattr(e, "item_id", None) == completed.item_id]
+            about = [e for e in events if getattr(e, "item_id", None) == completed.item_id]
             deltas = [e.delta for e in about if e.type == f"{TRANSCRIPTION}.delta"]
             assert "".join(deltas) == completed.transcript
-    return told
+    return events
 
 
-def transcripts(told: list[Any]) -> list[str]:
-    return [event.transcript for event in told if event.type == f"{TRANSCRIPTION}.completed"]
+def transcripts(events: list[Any]) -> list[str]:
+    return [event.transcript for event in events if event.type == f"{TRANSCRIPTION}.completed"]
 
 
 @pytest.mark.parametrize("model", ["gpt-4o-transcribe", "demo-whisper", "demo-vosk"])
 async def test_each_sentence_becomes_an_item(demo: str, spoken: list[Clip], model: str) -> None:
-    told = await conversation(demo, pcm(spoken), items=len(spoken), model=model)
-    assert errors(spoken, " ".join(transcripts(told))) < 0.25
+    events = await conversation(demo, pcm(spoken), items=len(spoken), model=model)
+    assert errors(spoken, " ".join(transcripts(events))) < 0.25
 
 
 @pytest.mark.parametrize("model", ["gpt-4o-transcribe", "demo-whisper"])
 async def test_what_is_committed_becomes_one_item_of_which_much_is_told_before(
     demo: str, spoken: list[Clip], model: str
 ) -> None:
-    told = await conversation(demo, pcm(spoken), items=1, model=model, turn_detection=None)
-    (transcript,) = transcripts(told)
+    events = await conversation(demo, pcm(spoken), items=1, model=model, turn_detection=None)
+    (transcript,) = transcripts(events)
     assert errors(spoken, transcript) < 0.25
-    committed = [event.type for event in told].index("input_audio_buffer.committed")
-    before = "".join(e.delta for e in told[:committed] if e.type == f"{TRANSCRIPTION}.delta")
+    committed = [event.type for event in events].index("input_audio_buffer.committed")
+    before = "".join(e.delta for e in events[:committed] if e.type == f"{TRANSCRIPTION}.delta")
     assert len(before) > len(transcript) / 2
 
 
