@@ -40,7 +40,7 @@ def deploy(app: str, **fields: object) -> None:
         }
     )
     files = ModelFiles(Catalogue.load(), REPOSITORY_ROOT / "models" / "hub", offline=True)
-    deployment = serve.deployment(Live, **live_options(settings))
+    deployment = serve.deployment(Live, **live_options(settings, callers_drain_s=0))
     serve.run(deployment.bind(settings, files), name=app, route_prefix=None)
 
 
