@@ -40,7 +40,9 @@ def deploy(app: str, **fields: object) -> None:
         }
     )
     files = ModelFiles(Catalogue.load(), REPOSITORY_ROOT / "models" / "hub", offline=True)
-    deployment = serve.deployment(Live, **live_options(settings, callers_drain_s=0))
+    # No ingress holds these replicas: they need not wait for one before they stop.
+    options = live_options(settings, callers_drain_s=0) | {"graceful_shutdown_wait_loop_s": 0.5}
+    deployment = serve.deployment(Live, **options)
     serve.run(deployment.bind(settings, files), name=app, route_prefix=None)
 
 
