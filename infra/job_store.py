@@ -236,7 +236,7 @@ class SqlJobStore:
         return None if job is None else Lease(job, token)
 
     def renew(self, lease: Lease, lease_s: float, stage: str | None, seconds_done: float) -> bool:
-        """See :meth:`speech.jobs.states.JobStore.beat`."""
+        """See :meth:`speech.jobs.states.JobStore.renew`."""
         until = self._clock() + lease_s
         held = _held(lease).values(lease_until=until, stage=stage, seconds_done=seconds_done)
         return self._write(held) > 0
@@ -317,7 +317,7 @@ class SqlJobStore:
             return set(connection.execute(statement).scalars())
 
     def delete_expired(self, ttl_s: float) -> int:
-        """See :meth:`speech.jobs.states.JobStore.forget`."""
+        """See :meth:`speech.jobs.states.JobStore.delete_expired`."""
         expired = _c.ended_at < self._clock() - ttl_s
         return self._write(sa.delete(_jobs).where(expired, _NO_AUDIO))
 
