@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from configs.reasons import reasons
 
 Family = Literal["whisper", "vosk", "emotion", "diarization"]
 Format = Literal[
@@ -98,8 +100,13 @@ class Catalogue(BaseModel):
 
     @classmethod
     def load(cls, path: Path = CATALOGUE_PATH) -> "Catalogue":
-        """Read and validate a catalogue file."""
-        return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        """Read and validate a catalogue file. Raises OSError, and ValueError with its path."""
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except ValidationError as error:
+            raise ValueError("; ".join(reasons(error, str(path)))) from None
+        except (UnicodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: {error}") from None
 
     @cached_property
     def _by_name(self) -> dict[str, ModelEntry]:

@@ -1,12 +1,12 @@
 """Settings that every deployment has: replicas, resources, health checks, drain and queue."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Strict(BaseModel):
     """Unknown fields are an error; Serve itself ignores them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Scaling(Strict):
@@ -42,6 +42,10 @@ class Scaling(Strict):
         return self
 
 
+RAY_UNIT = 0.0001
+"""Ray counts resources in these steps."""
+
+
 class Resources(Strict):
     """What one replica takes from its node."""
 
@@ -59,6 +63,21 @@ class Resources(Strict):
     label_selector: dict[str, str] = Field(
         default_factory=dict, description="Labels that the node must have."
     )
+
+    @field_validator("num_cpus", "num_gpus")
+    @classmethod
+    def _countable(cls, value: float) -> float:
+        if 0 < value < RAY_UNIT:
+            raise ValueError(f"is below the least share that Ray gives, {RAY_UNIT}")
+        return value
+
+    @field_validator("num_gpus")
+    @classmethod
+    def whole_gpus(cls, value: float) -> float:
+        """A share of one GPU or a whole number; Ray places no replica on others."""
+        if value > 1 and value != int(value):
+            raise ValueError("above 1 has to be a whole number of GPUs")
+        return value
 
 
 class Lifecycle(Strict):

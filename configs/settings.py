@@ -6,7 +6,7 @@ old servers can, see :mod:`configs.legacy_environment`.
 
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -16,6 +16,7 @@ from pydantic_settings import (
 
 from configs import legacy_environment
 from configs.deployment_settings import Deployment, Strict
+from configs.signing_key import signing_key
 
 Device = Literal["auto", "cpu", "cuda"]
 Dialect = Literal["v1", "openai", "asr", "whisper"]
@@ -259,6 +260,20 @@ class JobSettings(Deployment):
         if self.audio_ttl_s > self.result_ttl_s:
             raise ValueError("audio_ttl_s is above result_ttl_s")
         return self
+
+    @field_validator("database")
+    @classmethod
+    def _postgres(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith("postgresql"):
+            raise ValueError("is no URL that begins with postgresql://")
+        return url
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _decodes(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            signing_key(secret.get_secret_value())
+        return secret
 
 
 class IngressSettings(Deployment):

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application, Deployment
+from ray.serve.exceptions import RayServeException
 
 from configs.catalogue import CATALOGUE_PATH, Catalogue, resolve_path
+from configs.reasons import reasons
 from configs.settings import JobSettings, ModelSettings, SpeechArgs
 from deployments.decoder import Decoder
 from deployments.diarization import Diarization
@@ -34,11 +37,28 @@ INGRESS_QUEUE = 4096
 once; beyond this Serve does, with 500 for a socket and a 503 without Retry-After for a request."""
 
 
-def build(args: SpeechArgs) -> Application:
+class InvalidArguments(RayServeException):
+    """``args`` from which no graph can be built. Of this class, Serve's status shows the text."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = reasons
+
+
+def build(args: SpeechArgs | dict[str, Any]) -> Application:
     """The application of ``import_path: graphs.speech:build``.
 
-    Raises ValueError when a default model is not in the catalogue or not of its family.
+    Raises InvalidArguments, also when a default model is not in the catalogue or not of its family.
     """
+    try:
+        return _graph(args if isinstance(args, SpeechArgs) else SpeechArgs(**args))
+    except ValidationError as error:
+        raise InvalidArguments(reasons(error, "args")) from None
+    except (ValueError, OSError) as error:
+        raise InvalidArguments([f"args: {' '.join(str(error).split())}"]) from None
+
+
+def _graph(args: SpeechArgs) -> Application:
     catalogue = Catalogue.load(resolve_path(args.catalogue or CATALOGUE_PATH))
     files = ModelFiles(catalogue, resolve_path(args.models_dir), args.offline)
     models = args.model_deployments()

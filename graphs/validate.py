@@ -4,20 +4,29 @@ Serve ignores misspelt fields of a deployment and reports wrong arguments only a
 started to deploy; here both are errors with their place in the file.
 """
 
-import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from ray.serve import Application
+from ray._common.utils import import_attr
+from ray.runtime_env import RuntimeEnv
+from ray.serve import Deployment
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve._private.application_state import override_deployment_info
 from ray.serve._private.build_app import build_app
-from ray.serve.schema import ServeDeploySchema
+from ray.serve._private.config import ReplicaConfig
+from ray.serve._private.deployment_info import DeploymentInfo
+from ray.serve._private.utils import validate_route_prefix
+from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
+from configs.deployment_settings import Resources
+from configs.reasons import reasons
 from configs.settings import ReloadableSettings
+from graphs.speech import InvalidArguments
 
 RELOADABLE: dict[str, type[BaseModel]] = dict.fromkeys(
     ("Whisper", "Vosk", "Emotion", "Diarization"), ReloadableSettings
@@ -28,64 +37,88 @@ RELOADABLE: dict[str, type[BaseModel]] = dict.fromkeys(
 def problems(path: Path) -> list[str]:
     """Everything that is wrong with a Serve config file; empty if it can be deployed."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        ServeDeploySchema.model_validate(config)
-    except (OSError, yaml.YAMLError) as error:
-        return [str(error)]
+        config = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        parsed = ServeDeploySchema.model_validate(config)
     except ValidationError as error:
-        return _lines(error, "")
+        return reasons(error)
+    except (OSError, ImportError, UnicodeError, yaml.YAMLError) as error:
+        return [_in_one_line(error)]
+    if not parsed.applications:
+        return ["applications: is empty, which deletes all applications that run"]
     found = list(_unknown_fields(config, ServeDeploySchema, ""))
-    for application in config["applications"]:
+    for application in parsed.applications:
         found += _application_problems(application)
     return found
 
 
-def _application_problems(application: dict[str, Any]) -> list[str]:
-    place = f"applications[{application.get('name', 'default')}]"
+def _application_problems(application: ServeApplicationSchema) -> list[str]:
+    place = f"applications[{application.name}]"
     try:
-        builder = _builder(application["import_path"])
-        graph = builder(*_arguments(builder, application.get("args", {})))
-        names = {deployment.name for deployment in build_app(graph, name="").deployments}
-    except ValidationError as error:
-        return _lines(error, f"{place}.args")
-    except (ImportError, AttributeError, TypeError, ValueError, OSError) as error:
-        return [f"{place}: {error}"]
-    return [
-        problem
-        for deployment in application.get("deployments", [])
-        for problem in _deployment_problems(deployment, names, place)
-    ]
+        builder = import_attr(application.import_path)
+        graph = call_user_app_builder_with_args_if_necessary(builder, application.args)
+        infos = {d.name: _info(d) for d in build_app(graph, name="").deployments}
+        validate_route_prefix(application.route_prefix)
+    except InvalidArguments as error:
+        return [f"{place}.{reason}" for reason in error.reasons]
+    except Exception as error:  # whatever the modules and builders of others raise
+        return [f"{place}: {_in_one_line(error)}"]
+    found = list(_environment_problems(application.runtime_env, place))
+    for deployment in application.deployments:
+        found += _override_problems(application, deployment, infos, place)
+    names = [deployment.name for deployment in application.deployments]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return found + [f"{place}.deployments: {name!r} is given twice" for name in twice]
 
 
-def _deployment_problems(deployment: dict[str, Any], names: set[str], place: str) -> Iterator[str]:
-    name = deployment["name"]
-    if name not in names:
-        yield f"{place}.deployments: no deployment {name!r}; there are {', '.join(sorted(names))}"
+def _environment_problems(runtime_env: dict[str, Any], place: str) -> Iterator[str]:
+    for name in sorted(set(runtime_env) - RuntimeEnv.known_fields):
+        yield f"{place}.runtime_env.{name}: unknown field"
+    try:
+        RuntimeEnv(**runtime_env)
+    except (TypeError, ValueError) as error:
+        yield f"{place}.runtime_env: {_in_one_line(error)}"
+
+
+def _info(deployment: Deployment) -> DeploymentInfo:
+    """What Serve applies overrides to, without the arguments of the replicas."""
+    replica = ReplicaConfig.create(
+        deployment.func_or_class,
+        ray_actor_options=deployment.ray_actor_options,
+        max_replicas_per_node=deployment._replica_config.max_replicas_per_node,
+    )
+    return DeploymentInfo(deployment._deployment_config, replica, 0, "")
+
+
+def _override_problems(
+    application: ServeApplicationSchema,
+    deployment: DeploymentSchema,
+    infos: dict[str, DeploymentInfo],
+    place: str,
+) -> Iterator[str]:
+    name = deployment.name
+    if name not in infos:
+        yield f"{place}.deployments: no deployment {name!r}; there are {', '.join(sorted(infos))}"
         return
-    user_config = deployment.get("user_config")
-    if user_config is None:
+    where = f"{place}.deployments[{name}]"
+    alone = application.model_copy(update={"deployments": [deployment]})
+    try:
+        overridden = override_deployment_info(infos, alone)[name]
+        Resources.whole_gpus(overridden.replica_config.ray_actor_options.get("num_gpus") or 0)
+    except ValidationError as error:
+        yield from reasons(error, where)
+    except Exception as error:  # classes that it names are imported
+        yield f"{where}: {_in_one_line(error)}"
+    user_config = deployment.user_config
+    if "user_config" not in deployment.model_fields_set or user_config is None:
         return
     schema = RELOADABLE.get(name)
     if schema is None:
-        yield f"{place}.deployments[{name}]: takes no user_config"
+        yield f"{where}: takes no user_config"
         return
     try:
         schema.model_validate(user_config)
     except ValidationError as error:
-        yield from _lines(error, f"{place}.deployments[{name}].user_config")
-
-
-def _builder(import_path: str) -> Callable[..., Application]:
-    module, _, name = import_path.replace(":", ".").rpartition(".")
-    builder = getattr(importlib.import_module(module), name)
-    if not callable(builder):
-        raise TypeError(f"{import_path} is no application builder")
-    return builder  # type: ignore[no-any-return]
-
-
-def _arguments(builder: Callable[..., Application], args: dict[str, Any]) -> list[Any]:
-    parameter = next(iter(inspect.signature(builder).parameters.values()))
-    return [parameter.annotation.model_validate(args)]
+        yield from reasons(error, f"{where}.user_config")
 
 
 def _unknown_fields(value: Any, schema: Any, place: str) -> Iterator[str]:
@@ -114,10 +147,22 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
-def _lines(error: ValidationError, place: str) -> list[str]:
-    return [
-        f"{'.'.join([place, *map(str, e['loc'])]).lstrip('.')}: {e['msg']}" for e in error.errors()
-    ]
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that is given twice is an error; PyYAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As SafeLoader. Raises yaml.YAMLError."""
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: {key.value!r} is given twice")
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def main(paths: list[str]) -> int:

@@ -11,22 +11,18 @@ import time
 
 from pydantic_core import to_json
 
+from configs.signing_key import signing_key
 from infra.guarded_http import GuardedHttp, parse_url
 from speech.errors import InvalidRequest
 from speech.jobs.states import Job
 
-SECRET_PREFIX = "whsec_"
-"""Prefix of a secret in base64; any other secret is used as its characters."""
-
 
 def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:
     """The value of the header ``webhook-signature``."""
-    if secret.startswith(SECRET_PREFIX):
-        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
-    else:
-        key = secret.encode()
     signed = f"{id}.{timestamp}.".encode() + body
-    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+    return (
+        "v1," + base64.b64encode(hmac.digest(signing_key(secret), signed, hashlib.sha256)).decode()
+    )
 
 
 class Webhooks:

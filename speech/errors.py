@@ -17,7 +17,9 @@ class SpeechError(Exception):
         self.message = message
 
     def __str__(self) -> str:
-        return self.message  # without the fields, which are arguments for the sake of pickling
+        # In one line, for logs and Serve's status; without the fields, which are arguments for the
+        # sake of pickling.
+        return " ".join(self.message.split())
 
 
 class InvalidRequest(SpeechError):

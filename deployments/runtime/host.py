@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from pydantic import ValidationError
 from ray import serve
 from ray.serve import metrics
 
+from configs.reasons import reasons
 from configs.settings import ModelSettings, ReloadableSettings
 from deployments.runtime.hold import Holdable
 from deployments.runtime.model_access import ModelFiles, hardware
@@ -62,9 +64,12 @@ class EngineHost(Holdable, ABC, Generic[Engine]):
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take new bounds of the cache; what is absent goes back to the arguments.
 
-        Raises pydantic.ValidationError for an unknown name or a wrong value.
+        Raises ValueError for an unknown name or a wrong value.
         """
-        new = ReloadableSettings.model_validate(user_config)
+        try:
+            new = ReloadableSettings.model_validate(user_config)
+        except ValidationError as error:
+            raise ValueError("; ".join(reasons(error, "user_config"))) from None
         self._cache.configure(
             self._settings.max_models if new.max_models is None else new.max_models,
             self._settings.idle_ttl_s if new.idle_ttl_s is None else new.idle_ttl_s,

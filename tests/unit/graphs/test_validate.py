@@ -1,11 +1,14 @@
 """The command that checks a Serve config before Ray sees it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from ray.serve.exceptions import RayServeException
 
+from graphs.speech import build
 from graphs.validate import main, problems
 
 CONFIGS = ["serve_config.yaml", "configs/demo.yaml", "configs/cpu.yaml", "configs/gpu.yaml"]
@@ -38,12 +41,29 @@ def test_serve_config_shows_every_deployment_and_what_may_change_live(repository
         ("args.whisper", "default_model", "whisper-huge", "no model 'whisper-huge'"),
         ("args.whisper", "default_model", "demo-vosk", "whisper: no model 'demo-vosk'"),
         ("args.whisper.resources", "num_cpus", -1, "args.whisper.resources.num_cpus"),
+        (
+            "args.whisper.resources",
+            "num_cpus",
+            "two",
+            "resources.num_cpus: Input should be a valid",
+        ),
+        ("args.whisper.resources", "num_cpus", math.nan, "resources.num_cpus: Input should be a f"),
+        ("args.whisper.resources", "num_cpus", math.inf, "resources.num_cpus: Input should be a f"),
+        ("args.whisper.resources", "num_cpus", 0.00001, "below the least share that Ray gives"),
+        ("args.whisper.resources", "num_gpus", 0.00001, "below the least share that Ray gives"),
+        ("args.whisper.resources", "num_gpus", 1.5, "num_gpus: above 1 has to be a whole number"),
+        ("args.whisper.resources", "memory_mb", 0, "args.whisper.resources.memory_mb"),
+        ("args.whisper.resources", "label_selector", {"a b": "c"}, "Invalid label key name `a b`"),
         ("args.ingress", "default_transcriber", "nobody", "'nobody' is not served"),
         ("args.ingress", "openai_aliases", {"fast": "nobody"}, "'fast' means 'nobody'"),
         ("args.ingress", "whisper_rest_aliases", {"base": "nobody"}, "'base' means 'nobody'"),
         ("args.ingress.sessions", "speaker_model", "nobody", "'nobody' is no speaker model"),
         ("args.ingress.sessions", "speaker_model", "demo-pyannote", "is no speaker model"),
         ("args.vosk", "scaling", {"min_replicas": 3}, "min_replicas is above max_replicas"),
+        ("args.jobs", "webhook_secret", "whsec_@", "args.jobs.webhook_secret: is not base64"),
+        ("args.jobs", "webhook_secret", "", "args.jobs.webhook_secret: is empty"),
+        ("args.jobs", "database", "mysql://host/db", "args.jobs.database: is no URL that begins"),
+        ("args", "catalogue", "configs/cpu.yaml", "cpu.yaml.models: Field required"),
         ("", "import_path", "graphs.speech:bild", "graphs.speech"),
         ("", "deployments", [{"name": "Wisper"}], "no deployment 'Wisper'"),
         ("", "deployments", [{"name": "Whisper", "num_replicaz": 3}], "num_replicaz: unknown"),
@@ -54,6 +74,11 @@ def test_serve_config_shows_every_deployment_and_what_may_change_live(repository
             "user_config.max_model",
         ),
         ("", "deployments", [{"name": "Decoder", "user_config": {}}], "takes no user_config"),
+        ("", "deployments", [{"name": "Vosk"}, {"name": "Vosk"}], "'Vosk' is given twice"),
+        ("", "route_prefix", "speech", "must start with a forward slash"),
+        ("", "route_prefix", "/speech/", "may not end with a trailing '/'"),
+        ("", "runtime_env", {"env_vars": {"SPEECHGRAPH_RELEASE": 0.2}}, "but the value 0.2 is"),
+        ("", "runtime_env", {"env_var": {}}, "runtime_env.env_var: unknown field"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(
@@ -68,6 +93,89 @@ def test_a_mistake_is_named_with_its_place(
     found = problems(file)
     assert len(found) == 1
     assert complaint in found[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"ray_actor_options": {"num_gpus": 1.5}}, "above 1 has to be a whole number of GPUs"),
+        ({"ray_actor_options": {"num_cpus": 0.00001}}, "cannot go beyond 0.0001"),
+        ({"ray_actor_options": {"num_cpus": -1}}, "num_cpus: Input should be greater"),
+        ({"ray_actor_options": {"resources": {"CPU": 1}}}, "Use the 'num_cpus' and 'num_gpus'"),
+        (
+            {"autoscaling_config": {"min_replicas": 3, "max_replicas": 1}},
+            "max_replicas (1) must be",
+        ),
+        ({"max_replicas_per_node": 0}, "Invalid max_replicas_per_node 0"),
+        ({"request_router_config": {"request_router_class": "nowhere.Router"}}, "nowhere"),
+    ],
+)
+def test_an_override_that_serve_cannot_apply_is_named(
+    config: Any, tmp_path: Path, options: dict[str, Any], complaint: str
+) -> None:
+    config["applications"][0]["deployments"] = [{"name": "Vosk", **options}]
+    file = tmp_path / "broken.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    (problem,) = problems(file)
+    assert complaint in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b"", "Input should be a valid dictionary"),
+        (b"- speech", "Input should be a valid dictionary"),
+        (b"applications: [", "expected the node content"),
+        (bytes(range(256)), "codec can't decode"),
+        (b"applications: []", "applications: is empty, which deletes all applications that run"),
+        (b"applications: null", "applications: Input should be a valid list"),
+        (b"applications: [null]", "applications.0: Input should be a valid dictionary"),
+        (b"applications: []\napplications: []", "line 2: 'applications' is given twice"),
+    ],
+)
+def test_a_file_that_is_no_serve_config_is_rejected_in_one_line(
+    tmp_path: Path, text: bytes, complaint: str
+) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(text)
+    (problem,) = problems(file)
+    assert complaint in problem
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"name": "speech", "route_prefix": "/b"}, 'application "speech"'),
+        ({"name": "b", "route_prefix": "/"}, 'route prefix "/"'),
+    ],
+)
+def test_two_applications_of_one_name_or_route_are_rejected(
+    config: Any, tmp_path: Path, change: dict[str, str], complaint: str
+) -> None:
+    config["applications"].append(config["applications"][0] | change)
+    file = tmp_path / "broken.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    (problem,) = problems(file)
+    assert complaint in problem
+
+
+def test_a_failed_build_has_a_message_of_one_line_that_serve_shows_without_a_traceback(
+    config: Any,
+) -> None:
+    args = config["applications"][0]["args"]
+    args["whisper"] |= {"defualt_model": "x", "concurrency": 0}
+    with pytest.raises(RayServeException) as raised:  # of others Serve shows the traceback
+        build(args)
+    assert str(raised.value) == (
+        "args.whisper.concurrency: Input should be greater than or equal to 1; "
+        "args.whisper.defualt_model: Extra inputs are not permitted"
+    )
+    del args["whisper"]["defualt_model"]
+    args["whisper"] |= {"default_model": "nobody", "concurrency": 1}
+    with pytest.raises(RayServeException, match=r"args: whisper: no model 'nobody' .*") as raised:
+        build(args)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
