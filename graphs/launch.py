@@ -38,7 +38,11 @@ import ray
 import yaml
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
-from ray.serve._private.constants import SERVE_PROXY_NAME
+from ray.serve._private.constants import (
+    RAY_SERVE_ENABLE_HA_PROXY,
+    RAY_SERVE_HAPROXY_MAXCONN,
+    SERVE_PROXY_NAME,
+)
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import DeploymentStatus, LoggingConfig
@@ -47,6 +51,7 @@ from api.auth.key_file import create_key_file
 from configs.catalogue import resolve_path
 from configs.settings import SpeechArgs
 from deployments.runtime import logs
+from graphs import node_limits
 from graphs.speech import build
 from graphs.validate import problems
 
@@ -97,6 +102,17 @@ def start(config: dict[str, Any], args: SpeechArgs, num_cpus: int) -> tuple[str,
     )
     host = http["host"].replace("0.0.0.0", "127.0.0.1")
     return f"http://{host}:{http['port']}", f"http://{context.dashboard_url}"
+
+
+def _fit_haproxy() -> None:
+    """Lower the connections of HAProxy to those for which this process has file descriptors."""
+    fit = node_limits.fitting(RAY_SERVE_HAPROXY_MAXCONN)
+    if RAY_SERVE_ENABLE_HA_PROXY and fit < RAY_SERVE_HAPROXY_MAXCONN:
+        sys.stderr.write(
+            f"HAProxy takes {fit} connections, not RAY_SERVE_HAPROXY_MAXCONN="
+            f"{RAY_SERVE_HAPROXY_MAXCONN}, for the limit of file descriptors (ulimit -Hn)\n"
+        )
+        os.environ["RAY_SERVE_HAPROXY_MAXCONN"] = str(fit)
 
 
 def _key_file(keys_file: str | None) -> str:
@@ -237,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     # Validation has logged what it logs each time that the settings are read.
     legacy_environment.log.setLevel(logging.ERROR)
+    _fit_haproxy()
     started = time.monotonic()
     stop = _end_cluster
     try:

@@ -1,12 +1,15 @@
-"""`python -m graphs.validate FILE...`: checks Serve configs before Ray sees them.
+"""`python -m graphs.validate FILE... [--node]`: checks Serve configs before Ray sees them.
 
 Serve ignores misspelt fields of a deployment and reports wrong arguments only after it has
-started to deploy; here both are errors with their place in the file.
+started to deploy; here both are errors with their place in the file. With --node, the shell that
+is to run `ray start` is checked too.
 """
 
+import argparse
 import inspect
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,13 +22,15 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.application_state import override_deployment_info
 from ray.serve._private.build_app import build_app
 from ray.serve._private.config import ReplicaConfig
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY, RAY_SERVE_HAPROXY_MAXCONN
 from ray.serve._private.deployment_info import DeploymentInfo
 from ray.serve._private.utils import validate_route_prefix
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
 from configs.deployment_settings import Resources
 from configs.reasons import reasons
-from configs.settings import ReloadableSettings
+from configs.settings import SERVE_ENVIRONMENT, ReloadableSettings
+from graphs import node_limits
 from graphs.speech import InvalidArguments
 
 RELOADABLE: dict[str, type[BaseModel]] = dict.fromkeys(
@@ -165,19 +170,37 @@ def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def main(paths: list[str]) -> int:
+def node_problems() -> list[str]:
+    """What is wrong with the environment that Ray would be started in, of this very process."""
+    found = node_limits.problems(RAY_SERVE_ENABLE_HA_PROXY, RAY_SERVE_HAPROXY_MAXCONN)
+    for name, value in SERVE_ENVIRONMENT.items():
+        if os.environ.get(name) != value:
+            found.append(f"{name} is not {value}")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Check each file; exit status 1 if any has a problem."""
-    status = 0
-    for path in paths:
-        found = problems(Path(path))
-        for problem in found:
-            sys.stderr.write(f"{path}: {problem}\n")
-        if found:
-            status = 1
-        else:
-            sys.stdout.write(f"{path}: ok\n")
-    return status
+    parser = argparse.ArgumentParser(prog="python -m graphs.validate", description=__doc__)
+    parser.add_argument("configs", nargs="*", type=Path, metavar="FILE", help="Serve config")
+    parser.add_argument(
+        "--node",
+        action="store_true",
+        help="check the limits and the environment of this shell for `ray start`",
+    )
+    options = parser.parse_args(arguments)
+    found = {str(path): problems(path) for path in options.configs}
+    if options.node:
+        found["this node"] = node_problems()
+    if not found:
+        parser.error("name the files to check, or --node")
+    for name, complaints in found.items():
+        for complaint in complaints:
+            sys.stderr.write(f"{name}: {complaint}\n")
+        if not complaints:
+            sys.stdout.write(f"{name}: ok\n")
+    return int(any(found.values()))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
