@@ -17,7 +17,11 @@ from configs.catalogue import ModelEntry
 
 
 class Model(TypedDict):
-    """A model that requests may name; the first four keys are OpenAI's."""
+    """A model that requests may name; the first four keys are OpenAI's.
+
+    ``languages`` is empty where the model knows many that the catalogue does not list; the next
+    four keys are what it can do. ``streaming`` models are frame-synchronous.
+    """
 
     id: str
     object: Literal["model"]
@@ -26,6 +30,10 @@ class Model(TypedDict):
     aliases: list[str]
     family: str
     languages: list[str]
+    translation: bool
+    word_timestamps: bool
+    streaming: bool
+    hotwords: bool
     licence: str
     description: str
     loaded: bool
@@ -93,6 +101,10 @@ def router(service: SpeechService, aliases: Mapping[str, str | None]) -> APIRout
             ),
             "family": entry.family,
             "languages": list(entry.languages),
+            "translation": entry.translation,
+            "word_timestamps": entry.word_timestamps,
+            "streaming": entry.streaming,
+            "hotwords": entry.hotwords,
             "licence": entry.licence,
             "description": entry.description,
             "loaded": entry.id in loaded,

@@ -4,7 +4,8 @@ from collections.abc import AsyncGenerator, Mapping, Set
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-from configs.catalogue import Catalogue, Family
+from api.capabilities import check_capabilities
+from configs.catalogue import Catalogue, Family, ModelEntry
 from speech.errors import InvalidRequest, ModelNotFound, NotEnabled
 from speech.pipeline import ProcessOptions, Task
 from speech.transcript import Segment, Transcript
@@ -106,14 +107,17 @@ def resolve_models(service: SpeechService, options: ProcessOptions) -> ProcessOp
 
     Names may be ids, aliases, or None for the default. Raises NotEnabled if the graph runs nothing
     for a task, ModelNotFound if it does not serve the model, InvalidRequest if the model is of
-    another kind.
+    another kind or cannot do what it is asked.
     """
 
     def resolve(task: Task, needed: bool, name: str | None) -> str | None:
-        return _resolve(service, task, name) if needed else None
+        return _resolve(service, task, name).id if needed else None
 
     transcribe, diarize, emotion = options.transcribe, options.diarize, options.emotion
     tasks = options.tasks
+    if options.needs_words:
+        recogniser = _resolve(service, "transcribe", transcribe.model)
+        check_capabilities(recogniser, transcribe, service.catalogue, service.families)
     return replace(
         options,
         transcribe=replace(
@@ -126,17 +130,15 @@ def resolve_models(service: SpeechService, options: ProcessOptions) -> ProcessOp
     )
 
 
-def _resolve(service: SpeechService, task: Task, name: str | None) -> str:
+def _resolve(service: SpeechService, task: Task, name: str | None) -> ModelEntry:
     default = service.default_models.get(task)
     if default is None:
         raise NotEnabled(f"This service runs no model for the task '{task}'.")
-    if name is None:
-        return default
-    entry = service.catalogue.find(name)
+    entry = service.catalogue.find(default if name is None else name)
     if entry is None or entry.family not in service.families:
         raise ModelNotFound(
             f"Model '{name}' is not served here; GET /v1/models lists those that are."
         )
     if entry.family not in FAMILIES[task]:
         raise InvalidRequest(f"Model '{name}' is a {entry.family} model, it cannot do '{task}'.")
-    return entry.id
+    return entry

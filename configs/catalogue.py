@@ -69,7 +69,10 @@ class ModelEntry(BaseModel):
     family: Family
     format: Format
     source: Source
-    languages: tuple[str, ...] = Field((), description="ISO 639-1 codes; empty means many.")
+    languages: tuple[str, ...] = Field(
+        (), description="Codes of Whisper's tokens (ISO 639-1 where there is one); empty: many."
+    )
+    translation: bool = Field(False, description="Translates speech to English. Whisper alone can.")
     licence: str
     memory_mb: int = Field(gt=0, description="Resident memory of one loaded copy, MiB.")
     description: str = ""
@@ -77,10 +80,33 @@ class ModelEntry(BaseModel):
         default_factory=dict, description="Default options that the engine of the family takes."
     )
 
+    @model_validator(mode="after")
+    def _only_whisper_translates(self) -> "ModelEntry":
+        if self.translation and self.family != "whisper":
+            raise ValueError(f"translation: a {self.family} model does not translate")
+        return self
+
     @property
     def streaming(self) -> bool:
         """Whether the model is frame-synchronous."""
         return self.format.startswith("streaming_")
+
+    @property
+    def word_timestamps(self) -> bool:
+        """Whether the words have times: every recogniser gives them."""
+        return self.family in ("whisper", "vosk")
+
+    @property
+    def hotwords(self) -> bool:
+        """Whether hotwords have an effect.
+
+        Whisper takes them as context, other models only in a beam search, which sherpa-onnx has for
+        its own transducers. Those also need the word pieces among their files.
+        """
+        if self.family == "whisper":
+            return True
+        beams = self.options.get("decoding_method") == "modified_beam_search"
+        return beams and self.format in ("transducer", "streaming_transducer")
 
 
 class Catalogue(BaseModel):

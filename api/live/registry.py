@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from api.capabilities import check_capabilities, ignored_hints
 from api.service import SpeechService
 from configs.catalogue import ModelEntry
 from configs.settings import SessionSettings
@@ -75,6 +76,26 @@ class LiveStreams:
             )
         return entry
 
+    def check(self, options: SessionOptions) -> None:
+        """Raise InvalidRequest where a model cannot do what the options ask of it."""
+        for entry in self._recognisers(options):
+            check_capabilities(
+                entry, options.transcribe, self._service.catalogue, self._service.families
+            )
+
+    def warnings(self, options: SessionOptions) -> list[str]:
+        """The hints that a model does not use."""
+        return [
+            warning
+            for entry in self._recognisers(options)
+            for warning in ignored_hints(entry, options.transcribe)
+        ]
+
+    def _recognisers(self, options: SessionOptions) -> list[ModelEntry]:
+        names = (options.mode.model, options.partial_model)
+        found = map(self._service.catalogue.find, filter(None, names))
+        return [entry for entry in found if entry is not None]
+
     def emotion_model(self) -> str:
         """The model that classifies the emotion of utterances. Raises NotEnabled."""
         model = self._service.default_models.get("emotion")
@@ -97,6 +118,7 @@ class LiveStreams:
         It takes the place of a session that waits to be resumed where all places are taken, those
         of its owner included. Raises Overloaded, NotEnabled, InvalidRequest.
         """
+        self.check(options)
         if options.speakers and self.models.speaker is None:
             raise NotEnabled("This service runs no speaker model.")
         session = LiveSession(

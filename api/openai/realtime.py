@@ -252,7 +252,7 @@ class Realtime:
 
     def _session_event(self, what: str) -> str:
         """The event that shows the session as it was created or updated."""
-        model = self._options().mode.model
+        model = self._live.recogniser(self._options().mode.model, None)
         shown = {
             "id": f"sess_{self._id}",
             "object": "realtime.transcription_session",

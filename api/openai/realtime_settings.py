@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.live.registry import LiveStreams
 from api.openai.requests import Aliases
+from configs.catalogue import ModelEntry
 from speech.errors import ModelNotFound
 from speech.live.endpointing import EndpointOptions
 from speech.live.pcm import PcmDecoder, PcmEncoding, PcmFormat
@@ -231,7 +232,7 @@ class Settings:
         ]
         turns = self.turn_detection
         mode = FrameSynchronous if entry.streaming else WholeUtterances
-        return SessionOptions(
+        options = SessionOptions(
             mode(entry.id, turns="pause" if turns else "commit"),
             endpointing=turns.endpointing() if turns else COMMITTED_BY_CLIENT,
             transcribe=TranscribeOptions(
@@ -241,16 +242,18 @@ class Settings:
             ),
             pcm=self.format.pcm,
         )
+        live.check(options)
+        return options
 
-    def shown(self, model: str, *, beta: bool) -> dict[str, Any]:
-        """The form that clients receive; ``model`` is the one in use where they named none."""
+    def shown(self, model: ModelEntry, *, beta: bool) -> dict[str, Any]:
+        """The form that clients receive; ``model`` is the one in use."""
         given = self.transcription
         transcription = {
-            "model": given.model or model,
+            "model": given.model or model.id,
             "language": given.language,
-            "prompt": given.prompt or "",
+            "prompt": (given.prompt if model.hotwords else None) or "",
             **({"languages": given.languages} if given.languages else {}),
-            **({"keywords": given.keywords} if given.keywords else {}),
+            **({"keywords": given.keywords} if given.keywords and model.hotwords else {}),
         }
         turns = self.turn_detection.shown() if self.turn_detection else None
         include = {"include": [LOGPROBS] if self.logprobs else None}

@@ -96,6 +96,7 @@ class NativeStream:
         )
 
     def _ready(self, session: LiveSession, seq: int, *, resumed: bool) -> str:
+        warnings = self._live.warnings(session.options)
         return _json(
             type="ready",
             session=session.id,
@@ -105,6 +106,7 @@ class NativeStream:
             model=session.options.mode.model,
             partial_model=session.options.partial_model,
             window_s=self._live.settings.window_s,
+            **({"warnings": warnings} if warnings else {}),
         )
 
     def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:

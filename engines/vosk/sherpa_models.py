@@ -69,7 +69,7 @@ def load(
     """
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            vocabulary = _bpe_vocabulary(path, Path(scratch)) if _beams(entry, options) else None
+            vocabulary = _bpe_vocabulary(path, Path(scratch)) if entry.hotwords else None
             settings: dict[str, Any] = {
                 **_files(path, entry.format, quantised=compute_type == "int8"),
                 "num_threads": threads,
@@ -105,14 +105,6 @@ def _build(format_: Format, settings: dict[str, Any]) -> Any:
         case "streaming_nemo_ctc":
             return sherpa_onnx.OnlineRecognizer.from_nemo_ctc(**settings)
     raise ModelUnavailable(f"format '{format_}' is not supported by this family")
-
-
-def _beams(entry: ModelEntry, options: VoskOptions) -> bool:
-    """Whether the decoder uses beam search, which hotwords need."""
-    return (
-        entry.format in ("transducer", "streaming_transducer")
-        and options.decoding_method == "modified_beam_search"
-    )
 
 
 def _files(path: Path, format_: Format, *, quantised: bool) -> dict[str, str]:

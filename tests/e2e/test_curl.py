@@ -119,8 +119,14 @@ def test_the_line_for_text_gets_text(serving: str, folder: Path) -> None:
     assert re.fullmatch(r"[A-Z].{20,}", text)
 
 
-def test_the_line_with_all_options_gets_words(serving: str, folder: Path) -> None:
+def test_the_line_for_a_translation_gets_the_models_that_can(serving: str, folder: Path) -> None:
     body = json.loads(answer(as_form(line_of(OPTIONS[3])), serving, folder))
+    assert "'demo-whisper' does not translate; these do: whisper-tiny, " in body["detail"]
+
+
+def test_the_line_with_all_options_gets_words(serving: str, folder: Path) -> None:
+    options = OPTIONS[3] | {"task": "transcribe"}
+    body = json.loads(answer(as_form(line_of(options)), serving, folder))
     words = [word for segment in body["segments"] for word in segment["words"]]
     assert words
     assert all(0 <= word["start"] <= word["end"] <= 12 for word in words)

@@ -45,8 +45,9 @@ CATALOGUE = Catalogue.model_validate(
                 "whisper",
                 aliases=["whisper-1", "openai/turbo"],
                 source={"repo": "Systran/faster-whisper-turbo"},
+                translation=True,  # unlike the real one, as most tests use it
             ),
-            model("small", "whisper", languages=["ru", "en"]),
+            model("small", "whisper", languages=["ru", "en"], translation=True),
             model("vosk-ru", "vosk"),
             model("emo", "emotion"),
             model("other-emo", "emotion"),

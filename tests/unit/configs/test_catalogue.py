@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from configs.catalogue import Catalogue, ModelEntry, resolve_path
 
+BEAM = {"decoding_method": "modified_beam_search"}
 HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -77,6 +78,37 @@ def test_the_names_of_faster_whisper_mean_the_same_models_here(catalogue: Catalo
         assert repo(catalogue, size) == utils._MODELS[size]
 
 
+def test_the_languages_of_whisper_are_those_of_its_tokens(catalogue: Catalogue) -> None:
+    codes = pytest.importorskip("faster_whisper.tokenizer")._LANGUAGE_CODES
+    for entry in catalogue.models:
+        if entry.family == "whisper" and entry.source.repo is not None:
+            missing = () if "large-v3" in entry.id else ("yue",)
+            assert entry.languages == tuple(code for code in codes if code not in missing)
+
+
+def test_turbo_and_the_demo_do_not_translate(catalogue: Catalogue) -> None:
+    unable = [m.id for m in catalogue.models if m.family == "whisper" and not m.translation]
+    assert unable == ["demo-whisper", "whisper-large-v3-turbo"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "hotwords"),
+    [
+        ({}, True),
+        ({"family": "vosk", "format": "transducer"}, False),
+        ({"family": "vosk", "format": "transducer", "options": BEAM}, True),
+        ({"family": "vosk", "format": "streaming_transducer", "options": BEAM}, True),
+        ({"family": "vosk", "format": "nemo_transducer", "options": BEAM}, False),
+        ({"family": "vosk", "format": "nemo_ctc", "options": BEAM}, False),
+        ({"family": "emotion", "format": "gigaam_emo"}, False),
+    ],
+)
+def test_hotwords_have_an_effect_on_whisper_and_on_beams_of_transducers(
+    fields: dict[str, object], hotwords: bool
+) -> None:
+    assert ModelEntry.model_validate(model(**fields)).hotwords is hotwords
+
+
 def repo(catalogue: Catalogue, name: str) -> str | None:
     entry = catalogue.find(name)
     assert entry is not None
@@ -113,6 +145,10 @@ def test_the_documentation_says_which_hub_models_are_not_pinned(
         ({"format": "zip"}, "format"),
         ({"memory_mb": 0}, "memory_mb"),
         ({"licnce": "MIT"}, "licnce"),
+        (
+            {"family": "vosk", "format": "transducer", "translation": True},
+            "a vosk model does not translate",
+        ),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_refused(fields: dict[str, object], complaint: str) -> None:

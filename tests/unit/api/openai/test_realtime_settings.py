@@ -37,7 +37,7 @@ async def test_an_update_changes_what_it_has_and_shows_what_takes_effect(
     quick: LiveService,
 ) -> None:
     async with socket(quick) as client:
-        await answer(client, update(transcription={"model": "gpt-4o-transcribe", "prompt": "Hi"}))
+        await answer(client, update(transcription={"model": WHISPER, "prompt": "Hi"}))
         session = {"type": "transcription", "include": [LOGPROBS]}
         await answer(client, {"type": "session.update", "session": session})
         received = await answer(
@@ -53,7 +53,7 @@ async def test_an_update_changes_what_it_has_and_shows_what_takes_effect(
         assert shown["include"] == [LOGPROBS]
         assert shown["audio"]["input"] == {
             "format": {"type": "audio/pcmu"},
-            "transcription": {"model": "gpt-4o-transcribe", "language": "ru", "prompt": "Hi"},
+            "transcription": {"model": WHISPER, "language": "ru", "prompt": "Hi"},
             "turn_detection": {
                 "type": "server_vad",
                 "threshold": 0.5,
