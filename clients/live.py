@@ -81,7 +81,7 @@ async def _stream(arguments: argparse.Namespace) -> None:
     rate, audio = read_audio(arguments.file, arguments.rate)
     key = os.environ.get("SPEECHGRAPH_KEY")
     async with StreamClient(
-        arguments.url,
+        arguments.url or URL,
         model=arguments.model,
         language=arguments.language,
         sample_rate=rate,
@@ -110,7 +110,7 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("file", help="a sound file, or - for standard input")
-    parser.add_argument("--url", default=URL)
+    parser.add_argument("--url", action="append", help="give it again for further addresses")
     parser.add_argument("--model")
     parser.add_argument("--language")
     parser.add_argument("--rate", type=int, default=16_000, help="of raw PCM, Hz")

@@ -6,7 +6,7 @@
         async for event in stream:
             print(event["type"], event.get("text"))
 
-This file needs the package ``websockets`` and nothing else of this repository.
+This file and ``failover.py`` need the package ``websockets`` and nothing else of this repository.
 """
 
 import asyncio
@@ -14,48 +14,29 @@ import contextlib
 import json
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from clients.failover import (
+    FIRST_DELAY_S,
+    Addresses,
+    ConnectionLost,
+    ServerBusy,
+    StreamError,
+    closed_error,
+    open_socket,
+)
 
 Event = dict[str, Any]  # as the server sends it: {"type": "final", "seq": 7, "text": …}
 
 URL = "ws://127.0.0.1:8000/v1/ws"
 MESSAGE_S, KEEPALIVE_S = 0.1, 5.0  # audio in one message; time without until ``keepalive``
-PING_S, PONG_S = 5.0, 10.0  # between two pings, and until the answer counts as missing
 READY_S, CLOSE_S = 120.0, 5.0  # for the server to load its models; to close after ``done``
 MAX_UNREAD_EVENTS = 10_000
 MAX_STALLED_DROPS = 8  # in a row without new audio processed in between
-FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 2.0  # between attempts to connect
-DEFAULT_RETRY_AFTER_S = 2.0
-REJECTIONS = frozenset({1000, 1002, 1003, 1007, 1008, 1009, 1010, *range(4000, 5000)})
-"""Close codes that end the stream; after any other it is resumed."""
-
-
-class StreamError(Exception):
-    """The stream failed; ``code`` is the server's error code, for programs."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
-
-
-class ServerBusy(StreamError):
-    """The server has no room for the stream; try again after ``retry_after_s`` seconds."""
-
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__("overloaded", message)
-        self.retry_after_s = retry_after_s
-
-
-class ConnectionLost(StreamError):
-    """The server cannot be reached."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("connection_lost", message)
 
 
 class StreamClient:
@@ -66,9 +47,13 @@ class StreamClient:
     unread partials in a row only the latest is kept. The iteration ends with ``done``.
 
     The client tries for ``retry_s`` seconds to connect, and to resume after a drop, not before the
-    time a busy server asks for. Every final is received once, and speakers keep their labels. For
-    that the audio since the last final is kept, at most ``buffer_s`` seconds, which should exceed
-    the longest utterance. The same bounds audio that is not sent yet; then ``send`` waits.
+    time a busy server asks for. ``url`` may be a list of addresses of one service: the client takes
+    the next where one cannot be reached, is busy, or has dropped the connection. At the start each
+    is tried once, even if that takes longer.
+
+    Every final is received once, and speakers keep their labels. For that the audio since the last
+    final is kept, at most ``buffer_s`` seconds, which should exceed the longest utterance. The same
+    bounds audio that is not sent yet; then ``send`` waits.
 
     Entering the context, ``send`` and the iteration raise :class:`ServerBusy`,
     :class:`ConnectionLost`, or :class:`StreamError` with the error code of the server.
@@ -76,7 +61,7 @@ class StreamClient:
 
     def __init__(
         self,
-        url: str = URL,
+        url: str | Sequence[str] = URL,
         *,
         model: str | None = None,
         partial_model: str | None = None,
@@ -105,7 +90,8 @@ class StreamClient:
             "hotwords": hotwords,
         }
         self._start = {name: value for name, value in options.items() if value is not None}
-        self._url, self._headers, self._retry_s = url, headers, retry_s
+        self._addresses = Addresses([url] if isinstance(url, str) else url)
+        self._headers, self._retry_s = headers, retry_s
         self._rate = sample_rate
         self._width = 2 if encoding == "pcm_s16le" else 4  # bytes per sample
         self._max_buffered = round(buffer_s * sample_rate)
@@ -212,7 +198,7 @@ class StreamClient:
             # a server that is being stopped sends ``done`` too, but does not close with 1000
             if self._done and (closed.rcvd is None or closed.rcvd.code == 1000):
                 return
-            raise self._closed_error(closed) from closed
+            raise closed_error(closed, self._error) from closed
         finally:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
@@ -293,49 +279,47 @@ class StreamClient:
             self._buffer_from = begin
             self._finalize_at = [position for position in self._finalize_at if position >= begin]
 
-    async def _connect(self, failure: StreamError | None = None) -> ClientConnection:
-        """A connection on which the stream begins, or continues after a ``failure``."""
+    async def _connect(self, drop: ConnectionLost | None = None) -> ClientConnection:
+        """A connection on which the stream begins, or continues after a ``drop``."""
         now = asyncio.get_running_loop().time
         give_up_at = now() + self._retry_s
-        wait_s, delay_s = random.uniform(0.0, FIRST_DELAY_S) if failure else 0.0, FIRST_DELAY_S
-        self._stalled_drops += failure is not None
-        stalled = self._stalled_drops > MAX_STALLED_DROPS
-        while failure is None or not (stalled or now() + wait_s >= give_up_at):
+        failure: StreamError | None = drop
+        jitter_s, untried = 0.0, len(self._addresses)
+        if drop is not None:
+            self._addresses.failed(drop)
+            self._stalled_drops += 1
+            if self._stalled_drops > MAX_STALLED_DROPS:
+                raise drop
+            jitter_s, untried = random.uniform(0.0, FIRST_DELAY_S), 0
+        while True:
+            url, wait_s = self._addresses.next()
+            wait_s = max(wait_s, jitter_s)
+            if failure is not None and untried <= 0 and now() + wait_s >= give_up_at:
+                raise failure
             try:
                 # At first the server may load its models for longer than ``retry_s``.
-                async with asyncio.timeout_at(give_up_at if failure else None):
+                async with asyncio.timeout_at(None if untried > 0 else give_up_at):
                     await asyncio.sleep(wait_s)
-                    return await self._open()
-            except ServerBusy as busy:
-                failure, wait_s = busy, busy.retry_after_s
-            except ConnectionLost as lost:
-                failure, wait_s = lost, delay_s * random.uniform(0.5, 1.0)
-                delay_s = min(2 * delay_s, LONGEST_DELAY_S)
+                    socket = await self._open(url)
+            except (ServerBusy, ConnectionLost) as error:
+                self._addresses.failed(error)
+                failure = error
             except TimeoutError:
-                break
-        assert failure is not None
-        raise failure
+                assert failure is not None
+                raise failure from None
+            else:
+                self._addresses.connected()
+                return socket
+            jitter_s, untried = 0.0, untried - 1
 
-    async def _open(self) -> ClientConnection:
+    async def _open(self, url: str) -> ClientConnection:
         """A connection whose server is ready for the stream, new or resumed."""
-        try:
-            socket = await connect(
-                self._url,
-                additional_headers=self._headers,
-                compression=None,  # PCM does not compress well
-                ping_interval=PING_S,
-                ping_timeout=PONG_S,
-                close_timeout=2.0,
-            )
-        except InvalidStatus as rejected:
-            raise _rejected_error(rejected) from rejected
-        except (OSError, InvalidHandshake) as lost:
-            raise ConnectionLost(f"{self._url}: {lost}") from lost
+        socket = await open_socket(url, self._headers)
         try:
             async with asyncio.timeout(READY_S):
                 self._continue(await self._handshake(socket))
         except ConnectionClosed as closed:
-            raise self._closed_error(closed) from closed
+            raise closed_error(closed, self._error) from closed
         except BaseException as error:
             await socket.close()
             if isinstance(error, TimeoutError):
@@ -372,29 +356,3 @@ class StreamClient:
         self._window = round(ready["window_s"] * self._rate)
         self._sent = self._processed = position
         self._finalized, self._end_sent = position - 1, False
-
-    def _closed_error(self, closed: ConnectionClosed) -> StreamError:
-        """The error of a closed socket: final, or a drop to recover from."""
-        code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (None, "")
-        message = self._error.get("message") or reason or f"the connection closed ({code})"
-        if code == 1013:  # try again later
-            return ServerBusy(message, self._error.get("retry_after_s", DEFAULT_RETRY_AFTER_S))
-        if code in REJECTIONS:
-            return StreamError(self._error.get("code") or f"closed_{code}", message)
-        return ConnectionLost(message)
-
-
-def _rejected_error(rejected: InvalidStatus) -> StreamError:
-    """The error of an HTTP answer to the handshake."""
-    response = rejected.response
-    body = (response.body or b"").decode(errors="replace").strip()
-    message = body[:500] or f"HTTP {response.status_code}"
-    if response.status_code in (429, 503):
-        try:
-            wait_s = float(response.headers["Retry-After"])
-        except (KeyError, ValueError):  # absent, or a date
-            wait_s = DEFAULT_RETRY_AFTER_S
-        return ServerBusy(message, wait_s)
-    if response.status_code >= 500:
-        return ConnectionLost(message)
-    return StreamError(f"http_{response.status_code}", message)

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -135,7 +136,7 @@ class Scripted:
             served = ServedStream(
                 rate, position, *counts, labels_speakers=start.get("speaker", False)
             )
-        name = f"s{len(self.starts)}"
+        name = str(uuid.uuid4())
         self.sessions[name] = served
         ready = {"type": "ready", "session": name, "resumed": resumed}
         ready |= {"audio_from_s": served.position / served.rate, "window_s": 2.0}

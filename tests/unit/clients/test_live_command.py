@@ -80,6 +80,14 @@ async def test_the_command_prints_every_event_of_a_pipe() -> None:
     assert events[-1] == {"type": "done"}
 
 
+async def test_the_command_takes_several_addresses() -> None:
+    async with serving(Scripted()) as unreachable:
+        pass
+    arguments = ("--url", unreachable, "-", "--rate", str(RATE))
+    out = await command_line(Scripted(), *arguments, audio=ramp(1.0))
+    assert out.split()[-1] == "0-999"
+
+
 async def test_the_command_decodes_other_formats(tmp_path: Path) -> None:
     path = tmp_path / "tone.flac"
     path.write_bytes(encode("flac", "flac", tone(1.5, 44_100), 44_100))

@@ -248,7 +248,7 @@ async def test_the_audio_kept_for_a_resume_is_bounded() -> None:
 
 
 async def test_a_resume_carries_the_speakers_and_the_number_of_utterances() -> None:
-    server = Scripted("3500 samples", keeps=False)
+    server = Scripted("3500 samples", keeps=False, closes_with=1011)  # what it sent arrives
     async with serving(server) as url:
         events = await stream(StreamClient(url, sample_rate=RATE, speaker=True), ramp(5.0))
     finals = [event for event in events if event["type"] == "final"]
