@@ -194,7 +194,7 @@ class AsrSettings(Strict):
         le=4,
         description="Factor by which audio is sped up before recognition; 1 is off.",
     )
-    language: str | None = Field(None, description="Language, ISO 639-1; null: detected.")
+    language: str | None = Field(None, description="Code or name of the language; null: detected.")
 
 
 class JobSettings(Deployment):

@@ -22,6 +22,8 @@ from deployments.runtime.options import model_options, serve_options
 from deployments.runtime.scaling import FollowRequests
 from deployments.vosk import Vosk
 from deployments.whisper import Whisper
+from speech.errors import InvalidRequest
+from speech.languages import language_code
 
 MODEL_DEPLOYMENTS: dict[str, type] = {
     "whisper": Whisper,
@@ -147,6 +149,10 @@ def _check_models(args: SpeechArgs, catalogue: Catalogue, models: dict[str, Mode
         for alias, meant in getattr(args.ingress, table).items():
             if meant is not None and catalogue.find(meant) is None:
                 raise ValueError(f"ingress.{table}: {alias!r} means {meant!r}, which is unknown")
+    try:
+        language_code(args.ingress.asr.language)
+    except InvalidRequest as error:
+        raise ValueError(f"ingress.asr.language: {error}") from None
     recogniser = catalogue.find(args.ingress.default_transcriber)
     if recogniser is None or recogniser.family not in models:
         raise ValueError(

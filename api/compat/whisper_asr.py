@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Form, Query, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile as FilePart
@@ -19,10 +27,12 @@ from typing_extensions import TypedDict
 
 from api.auth.routes import render_refusal
 from api.errors import Problem, RenderError, render_detail, responses
+from api.fields import Language
 from api.openai.responses import WARNINGS_HEADER, VerboseSegment, verbose_segment
 from api.service import SpeechService, resolve_models
 from configs.settings import AsrSettings
 from speech.errors import EmptyAudio, ModelUnavailable
+from speech.languages import language_code
 from speech.media.tempo import FASTEST, SLOWEST
 from speech.pipeline import ProcessOptions, Task
 from speech.ports import TranscribeOptions
@@ -36,6 +46,7 @@ MAX_JSON_BYTES = 1024**2
 
 FAILED = "Ошибка транскрибации"
 NO_MODEL = "Модель не загружена"
+AUTO = "auto"
 
 ClipTimes = Annotated[list[float], Field(max_length=MAX_CLIP_TIMES)]
 Punctuation = Annotated[str, Field(max_length=1000)]
@@ -50,6 +61,12 @@ def _seconds(given: Any) -> Any:
     return [value for value in chain.from_iterable(split) if value != ""] or None
 
 
+def _or_auto(given: Any, code_of: ValidatorFunctionWrapHandler) -> Any:
+    """To ask for detection is not to leave the language to the default of the service."""
+    asks = isinstance(given, str) and given.strip()
+    return code_of(given) or (AUTO if asks else None)
+
+
 class AsrOptions(BaseModel):
     """Every option of ``/transcribe``; the ranges are those of the recogniser.
 
@@ -60,7 +77,7 @@ class AsrOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     format: Literal["json", "simple", "text"] = "json"
-    language: str | None = Field(None, max_length=32, description="ISO 639-1; detected if absent.")
+    language: Annotated[Language, WrapValidator(_or_auto)] = None
     task: Literal["transcribe", "translate"] = "transcribe"
     temperature: float = Field(0.0, ge=0, le=2)
     beam_size: int | None = Field(None, ge=1, le=64)
@@ -89,8 +106,7 @@ class AsrOptions(BaseModel):
     def options(self, service: SpeechService, defaults: AsrSettings) -> ProcessOptions:
         """The options of the graph. Raises what :func:`api.service.resolve_models` raises."""
         chosen = self.model_dump(include=_RECOGNISERS, exclude_none=True)
-        language = (self.language or defaults.language or "auto").lower()
-        chosen["language"] = None if language == "auto" else language
+        chosen["language"] = language_code(self.language or defaults.language)
         # As in the original: one temperature, so no retries at higher ones.
         chosen["temperature"] = (self.temperature,)
         if self.logprob_threshold is not None:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import TypedDict
 
 from api.errors import Problem, RenderError
+from api.fields import Language
 from api.service import FAMILIES, SpeechService, resolve_models
 from speech.errors import EmptyAudio
 from speech.pipeline import ProcessOptions, Task
@@ -49,7 +50,7 @@ class TranscribeForm(BaseModel):
 
     file: UploadFile = Field(description="Audio or video in any common container.")
     model: str | None = Field(None, description="A name of GET /api/models.")
-    language: str | None = Field(None, max_length=32, description="ISO 639-1; detected if absent.")
+    language: Language = None
     task: Literal["transcribe", "translate"] = "transcribe"
 
     def options(self, service: SpeechService, aliases: Aliases) -> ProcessOptions:
@@ -57,16 +58,15 @@ class TranscribeForm(BaseModel):
 
         Raises what :func:`api.service.resolve_models` raises.
         """
-        language = (self.language or "auto").lower()
         transcribe = TranscribeOptions(
             model=aliases.get(self.model, self.model) if self.model else None,
-            language=None if language == "auto" else language,
+            language=self.language,
             task=self.task,
             word_timestamps=False,
             vad_filter=True,
             vad_parameters=VAD,
             batch_size=1,  # one window after the other, each with the text before it
-            initial_prompt=RUSSIAN_PROMPT if language == "ru" else None,
+            initial_prompt=RUSSIAN_PROMPT if self.language == "ru" else None,
         )
         tasks: frozenset[Task] = frozenset({"transcribe"})
         return resolve_models(service, ProcessOptions(tasks, transcribe))

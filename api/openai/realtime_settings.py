@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from api.fields import Language
 from api.live.registry import LiveStreams
 from api.openai.requests import Aliases
 from configs.catalogue import ModelEntry
@@ -92,8 +93,8 @@ class Transcription(_Part):
     """How to recognise."""
 
     model: str | None = Field(None, max_length=200)
-    language: str | None = Field(None, max_length=32)
-    languages: list[Annotated[str, Field(max_length=32)]] | None = Field(None, max_length=100)
+    language: Language = None
+    languages: list[Language] | None = Field(None, max_length=100)
     prompt: Prompt | None = None
     keywords: list[Keyword] | None = Field(None, max_length=1000)
     delay: Any = None
@@ -236,7 +237,7 @@ class Settings:
             mode(entry.id, turns="pause" if turns else "commit"),
             endpointing=turns.endpointing() if turns else COMMITTED_BY_CLIENT,
             transcribe=TranscribeOptions(
-                language=languages[0].lower() if len(languages) == 1 else None,
+                language=languages[0] if len(languages) == 1 else None,
                 hotwords=", ".join(phrases)[:MAX_HOTWORDS] or None,
                 initial_prompt=(wanted.prompt or None) if whisper else None,
             ),

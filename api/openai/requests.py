@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from api.fields import Language
 from api.openai.errors import refused
 from api.service import SpeechService, resolve_models
 from speech.pipeline import ProcessOptions, Task
@@ -74,7 +75,13 @@ class Form(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     file: UploadFile = Field(description="Audio or video in any common container.")
-    model: str = Field(description="Model id, alias, or a name of OpenAI's.")
+    model: str | None = Field(
+        None, description="Model id, alias, or a name of OpenAI's; the default one if absent."
+    )
+
+    def model_of(self, aliases: Aliases) -> str | None:
+        """The catalogue's name of the model, None for the default of the task."""
+        return aliases.get(self.model, self.model) if self.model else None
 
     def notes(self) -> list[str]:
         """Warnings about options that are not honoured."""
@@ -112,7 +119,7 @@ class SpeechForm(Form):
         if self.emotion:
             tasks.add("emotion")
         transcribe = {
-            "model": aliases.get(self.model, self.model),
+            "model": self.model_of(aliases),
             "word_timestamps": len(tasks) > 1 or wanted in ("srt", "vtt"),
             "initial_prompt": self.prompt,
             "temperature": (self.temperature,) if self.temperature else DEFAULT_TEMPERATURES,
@@ -145,8 +152,8 @@ class _SpeakersForm(Form):
 class TranscriptionForm(SpeechForm, _SpeakersForm):
     """``POST /v1/audio/transcriptions``."""
 
-    language: str | None = Field(None, max_length=32, description="ISO 639-1; found if absent.")
-    languages: list[str] = Field([], validation_alias=_listed("languages"))
+    language: Language = None
+    languages: list[Language] = Field([], validation_alias=_listed("languages"))
     keywords: list[Hint] = Field([], validation_alias=_listed("keywords"))
     timestamp_granularities: list[Granularity] = Field(
         [], validation_alias=_listed("timestamp_granularities")
@@ -196,7 +203,7 @@ class TranscriptionForm(SpeechForm, _SpeakersForm):
         hotwords = [self.hotwords, *self.keywords] if self.hotwords else self.keywords
         vad = self.chunking_strategy
         more: dict[str, Any] = {
-            "language": language.lower() if language else None,
+            "language": language,
             "hotwords": ", ".join(hotwords) or None,
             "vad_filter": bool(self.vad_filter) or vad is not None,
             "vad_parameters": vad.parameters() if isinstance(vad, ServerVad) else None,
@@ -237,6 +244,6 @@ class DiarizationForm(_SpeakersForm):
     def options(self, service: SpeechService, aliases: Aliases) -> ProcessOptions:
         """See :meth:`TranscriptionForm.options`."""
         self._refuse_known_speakers()
-        diarize = DiarizeOptions(model=aliases.get(self.model, self.model))
+        diarize = DiarizeOptions(model=self.model_of(aliases))
         tasks: frozenset[Task] = frozenset({"diarization"})
         return resolve_models(service, ProcessOptions(tasks, diarize=diarize))

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
+from api.fields import Language
 from speech.live.endpointing import EndpointOptions
 from speech.live.pcm import PcmFormat
 from speech.live.session_options import ResumeState
@@ -90,7 +91,7 @@ class Start(_Frame):
     model: str | None = Field(None, description="Makes the finals; a streaming model by default.")
     partial_model: str | None = Field(None, description="A streaming model for the partials.")
     partials: bool = True
-    language: str | None = Field(None, max_length=32)
+    language: Language = None
     encoding: str = "pcm_s16le"
     sample_rate: int = Field(16_000, ge=8000, le=48_000)
     channels: int = Field(1, ge=1, le=8)

@@ -82,12 +82,13 @@ class NativeStream:
                 raise InvalidRequest(f"partial_model: '{entry.id}' makes its own partials")
             if start.partials:
                 mode = TwoPass(entry.id, fast.id)
-        language = None if start.language in (None, "auto") else start.language.lower()
         return SessionOptions(
             mode,
             endpointing=start.endpointing.options(),
             transcribe=TranscribeOptions(
-                language=language, hotwords=start.hotwords, initial_prompt=start.initial_prompt
+                language=start.language,
+                hotwords=start.hotwords,
+                initial_prompt=start.initial_prompt,
             ),
             emotion_model=self._live.emotion_model() if start.emotion else None,
             speakers=start.speaker,

@@ -13,6 +13,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+from api.fields import Language
 from api.service import SpeechService, resolve_models
 from speech.errors import InvalidRequest
 from speech.pipeline import ProcessOptions, Task
@@ -50,7 +51,7 @@ class TraSettings(_Block):
     """How to transcribe. Names and defaults are faster-whisper's."""
 
     model: str | None = Field(None, description="Model id or alias; the default one if absent.")
-    language: str | None = Field("auto", max_length=32, description="ISO 639-1 code, or auto.")
+    language: Language = None
     language_detection_threshold: Probability | None = 0.5
     language_detection_segments: int = Field(1, ge=1, le=100)
     beam_size: int = Field(5, ge=1, le=10)
@@ -93,10 +94,8 @@ class TraSettings(_Block):
     hotwords: Prompt | None = None
 
     def options(self) -> TranscribeOptions:
-        """The options of the graph; "auto" is None there."""
-        language = (self.language or "auto").lower()
-        given = None if language == "auto" else language
-        return TranscribeOptions(**(self.model_dump() | {"language": given}))
+        """The options of the graph."""
+        return TranscribeOptions(**self.model_dump())
 
 
 SpeakerCount = Annotated[int, Field(ge=1, le=64)]

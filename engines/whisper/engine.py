@@ -30,6 +30,7 @@ from engines.whisper.whisper_options import (
 )
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, InvalidRequest, ModelUnavailable, SpeechError
+from speech.languages import LANGUAGES
 from speech.ports import TranscribeOptions, clip_times
 from speech.transcript import Recognition, Segment, Word
 
@@ -144,12 +145,13 @@ class WhisperEngine:
     def _check_against_model(self, options: TranscribeOptions) -> None:
         tokenizer = self._model.hf_tokenizer
         language = options.language
-        if language is not None and not (
-            tokenizer.token_to_id(f"<|{language}|>")
-            if self._model.model.is_multilingual
-            else language == "en"
-        ):
-            raise InvalidRequest(f"language '{language}' is not known to this model")
+        known = ["en"]
+        if self._model.model.is_multilingual:
+            known = [code for code in LANGUAGES if tokenizer.token_to_id(f"<|{code}|>")]
+        if language is not None and language not in known:
+            raise InvalidRequest(
+                f"language '{language}' is not known to this model, which knows {', '.join(known)}"
+            )
         size = tokenizer.get_vocab_size()
         wrong = [t for t in options.suppress_tokens or () if not -1 <= t < size]
         if wrong:

@@ -105,7 +105,7 @@ def test_uploads_of_one_name_at_once_are_answered_with_their_own_words(
 def test_what_the_original_called_its_own_error_is_the_clients(demo: str, dialogue: bytes) -> None:
     undecodable = transcribe(demo, b"not audio at all")
     assert undecodable.status_code == 415
-    unknown = transcribe(demo, dialogue, language="xx")
+    unknown = transcribe(demo, dialogue, language="de")
     assert unknown.status_code == 422
     for answer in (undecodable, unknown):
         assert answer.json()["detail"].startswith("Ошибка транскрибации: ")

@@ -55,6 +55,12 @@ def test_serve_config_shows_every_deployment_and_what_may_change_live(repository
         ("args.whisper.resources", "memory_mb", 0, "args.whisper.resources.memory_mb"),
         ("args.whisper.resources", "label_selector", {"a b": "c"}, "Invalid label key name `a b`"),
         ("args.ingress", "default_transcriber", "nobody", "'nobody' is not served"),
+        (
+            "args.ingress",
+            "asr",
+            {"language": "klingon"},
+            "ingress.asr.language: language 'klingon'",
+        ),
         ("args.ingress", "openai_aliases", {"fast": "nobody"}, "'fast' means 'nobody'"),
         ("args.ingress", "whisper_rest_aliases", {"base": "nobody"}, "'base' means 'nobody'"),
         ("args.ingress.sessions", "speaker_model", "nobody", "'nobody' is no speaker model"),

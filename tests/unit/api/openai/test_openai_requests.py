@@ -149,17 +149,30 @@ async def test_known_speakers_are_refused_where_speakers_are_found_too(api):
     assert (answer.status_code, problem(answer)["param"]) == (400, "known_speaker_names[]")
 
 
-@pytest.mark.parametrize("field", ["file", "model"])
 @pytest.mark.parametrize("path", ["transcriptions", "translations", "diarization"])
-async def test_a_field_that_is_missing_is_named(api, path, field):
+async def test_a_file_that_is_missing_is_named(api, path):
     answer = await api.http.post(
-        f"/audio/{path}",
-        files={"other" if field == "file" else "file": FILE},
-        data={"other" if field == "model" else "model": "whisper-1"},
+        f"/audio/{path}", files={"other": FILE}, data={"model": "whisper-1"}
     )
     error = problem(answer)
-    assert (answer.status_code, error["param"]) == (400, field)
+    assert (answer.status_code, error["param"]) == (400, "file")
     assert error["code"] == "missing_required_parameter"
+
+
+@pytest.mark.parametrize("form", [{}, {"model": ""}], ids=["missing", "empty"])
+@pytest.mark.parametrize(
+    ("path", "default"),
+    [
+        ("transcriptions", "large-v3-turbo"),
+        ("translations", "large-v3-turbo"),
+        ("diarization", "pyannote"),
+    ],
+)
+async def test_without_a_model_the_default_is_used(api, service, path, default, form):
+    answer = await api.http.post(f"/audio/{path}", files={"file": FILE}, data=form)
+    assert answer.status_code == 200, answer.text
+    options = service.options
+    assert (options.diarize if path == "diarization" else options.transcribe).model == default
 
 
 async def test_a_body_that_is_no_form_is_refused(api):
