@@ -25,8 +25,9 @@ serve: setup
 key: setup
 	$(BIN)/python -m api.auth.key_file $(KEYS)
 
+# Unit tests, then e2e tests, run beside the integration tests.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-unit test-integration test-e2e: setup
 	$(BIN)/python -m pytest -m $(@:test-%=%)

@@ -20,9 +20,16 @@ REPOSITORY = TESTS.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with the tier, which is the name of its folder."""
+    """Mark each test with its tier, the name of its folder, and with what it shares a process.
+
+    The integration tests share one Ray cluster, the e2e tests the port of `make serve`, and the
+    unit tests of a file their fixtures.
+    """
     for item in items:
-        item.add_marker(item.path.relative_to(TESTS).parts[0])
+        path = item.path.relative_to(TESTS)
+        tier = path.parts[0]
+        item.add_marker(tier)
+        item.add_marker(pytest.mark.xdist_group(str(path) if tier == "unit" else tier))
 
 
 @pytest.fixture(scope="session")
