@@ -7,10 +7,10 @@ left to the caller; proxies, credentials and cookies of the environment are not 
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
 
 import httpcore
 import httpx
@@ -96,14 +96,11 @@ class GuardedHttp:
         """
         if len(url) > MAX_URL_CHARS:
             raise InvalidRequest(f"it has more than {MAX_URL_CHARS} characters")
-        try:
-            address = ipaddress.ip_address(parse_url(url).host)
-        except ValueError:
-            return
-        if not self._allowed(address):
+        address = _written_address(parse_url(url).raw_host.decode("ascii"))
+        if address is not None and not self._allowed(address):
             raise InvalidRequest(_REJECTED)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def request(
         self,
         method: str,
@@ -134,6 +131,21 @@ class GuardedHttp:
 
 
 _REJECTED = "its host has no public address"
+
+
+def _written_address(host: str) -> Address | None:
+    """The address that a host stands for without a name server, in each notation of resolvers.
+
+    Those of IPv4 have one to four parts, decimal, octal or hexadecimal: 2130706433, 0x7f.1, 127.1.
+    """
+    host = host.removesuffix(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return ipaddress.IPv4Address("127.0.0.1")
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host)
+    with contextlib.suppress(OSError):
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    return None
 
 
 class _CheckedNetwork(httpcore.AsyncNetworkBackend):

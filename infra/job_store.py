@@ -8,75 +8,21 @@ Jobs that ended stay for days, those that have not are few. What runs at every s
 therefore reads an index of the few, never the table.
 """
 
-import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnection
-from sqlalchemy.schema import CreateIndex, CreateTable
 
+from infra.job_table import HAS_AUDIO, JOBS, NO_AUDIO, NOT_ENDED, connect, create
 from speech.errors import Overloaded, SpeechError
 from speech.jobs.states import Backlog, Job, Lease, NewJob
 
-BUSY_TIMEOUT_MS = 10_000
-"""How long a process waits for another one that is writing to the same SQLite file."""
-POSTGRES_TIMEOUTS = {"connect_timeout": 5, "options": "-c statement_timeout=10s"}
-_CREATION_LOCK = 0x73706A6F62  # "spjob"
-"""PostgreSQL's advisory lock for creating table and indexes: IF NOT EXISTS alone fails in several
-ways when another process creates the same at the same time."""
-
-_jobs = sa.Table(
-    "speechgraph_jobs",
-    sa.MetaData(),
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("request", sa.Text, nullable=False),
-    sa.Column("fingerprint", sa.Text, nullable=False),
-    sa.Column("idempotency_key", sa.Text),
-    sa.Column("audio_bytes", sa.BigInteger),
-    sa.Column("created_at", sa.Double, nullable=False),
-    sa.Column("started_at", sa.Double),
-    sa.Column("ended_at", sa.Double),
-    sa.Column("due_at", sa.Double),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("lease", sa.Text),
-    sa.Column("lease_until", sa.Double),
-    sa.Column("stage", sa.Text),
-    sa.Column("seconds_done", sa.Double, nullable=False),
-    sa.Column("error_code", sa.Text),
-    sa.Column("error", sa.Text),
-    sa.Column("webhook_url", sa.Text),
-    sa.Column("webhook_state", sa.Text),
-    sa.Column("webhook_attempts", sa.Integer, nullable=False),
-    sa.Column("webhook_due_at", sa.Double),
-    sa.Column("result", sa.Text),
-    sa.UniqueConstraint("owner", "idempotency_key"),
-)
-_c = _jobs.c
-_NOT_ENDED = _c.ended_at.is_(None)
-_HAS_AUDIO = _c.audio_bytes.is_not(None)
-_NO_AUDIO = _c.audio_bytes.is_(None)
-
-
-def _partial_index(name: str, where: sa.ColumnElement[bool], *columns: sa.Column[Any]) -> sa.Index:
-    return sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
-
-
-_INDEXES = (
-    sa.Index("speechgraph_jobs_owner", _c.owner, _c.created_at, _c.id),
-    sa.Index("speechgraph_jobs_webhook", _c.webhook_due_at),
-    _partial_index("speechgraph_jobs_backlog", _NOT_ENDED, _c.state, _c.due_at),
-    _partial_index("speechgraph_jobs_audio", _HAS_AUDIO, _c.ended_at, _c.id, _c.audio_bytes),
-    _partial_index("speechgraph_jobs_expiry", _NO_AUDIO, _c.ended_at),
-)
-_DROP_INDEX_OF_OLDER_VERSIONS = sa.text("DROP INDEX IF EXISTS speechgraph_jobs_state")
+_c = JOBS.c
 _COLUMNS = [_c[name] for name in Job.__dataclass_fields__ if name != "result"]
 
 
@@ -90,32 +36,9 @@ class SqlJobStore:
 
     def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        place = sa.make_url(url)
-        sqlite = place.get_backend_name() == "sqlite"
-        self._engine = sa.create_engine(
-            place,
-            isolation_level="AUTOCOMMIT",
-            pool_pre_ping=True,
-            connect_args={} if sqlite else POSTGRES_TIMEOUTS,
-        )
-        if sqlite:
-            Path(str(place.database)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sa.event.listen(self._engine, "connect", _prepare_sqlite)
-        self._create()
-
-    def _create(self) -> None:
-        statements: tuple[sa.Executable, ...] = (
-            CreateTable(_jobs, if_not_exists=True),
-            *(CreateIndex(index, if_not_exists=True) for index in _INDEXES),
-            _DROP_INDEX_OF_OLDER_VERSIONS,
-        )
+        self._engine = connect(url)
         with self._connection() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execution_options(isolation_level="READ COMMITTED")
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
-            for statement in statements:
-                connection.execute(statement)
-            connection.commit()
+            create(connection)
 
     def close(self) -> None:
         """Close the connections; the store may not be used after."""
@@ -133,7 +56,7 @@ class SqlJobStore:
         """See :meth:`speech.jobs.states.JobStore.add`."""
         now = self._clock()
         statement = (
-            sa.insert(_jobs)
+            sa.insert(JOBS)
             .values(
                 id=job.id,
                 owner=job.owner,
@@ -176,7 +99,7 @@ class SqlJobStore:
             .limit(limit)
         )
         if after is not None:
-            last = _jobs.alias()
+            last = JOBS.alias()
             place = sa.select(last.c.created_at, last.c.id).where(
                 last.c.id == after, last.c.owner == owner
             )
@@ -186,7 +109,7 @@ class SqlJobStore:
 
     def cancel(self, owner: str, id: str) -> Job | None:
         """See :meth:`speech.jobs.states.JobStore.cancel`."""
-        self._write(self._ended("cancelled").where(_c.id == id, _c.owner == owner, _NOT_ENDED))
+        self._write(self._ended("cancelled").where(_c.id == id, _c.owner == owner, NOT_ENDED))
         return self.find(owner, id)
 
     def backlog(self) -> Backlog:
@@ -195,7 +118,7 @@ class SqlJobStore:
         def count(state: str) -> sa.ColumnElement[int]:
             return sa.func.count().filter(_c.state == state)
 
-        statement = sa.select(count("queued"), count("processing")).where(_NOT_ENDED)
+        statement = sa.select(count("queued"), count("processing")).where(NOT_ENDED)
         with self._connection() as connection:
             queued, processing = connection.execute(statement).one()
         return Backlog(queued, processing)
@@ -204,13 +127,13 @@ class SqlJobStore:
         """See :meth:`speech.jobs.states.JobStore.stored_bytes`."""
         stored = sa.func.coalesce(sa.func.sum(_c.audio_bytes), 0)
         with self._connection() as connection:
-            return int(connection.execute(sa.select(stored).where(_HAS_AUDIO)).scalar_one())
+            return int(connection.execute(sa.select(stored).where(HAS_AUDIO)).scalar_one())
 
     def take(self, lease_s: float) -> Lease | None:
         """See :meth:`speech.jobs.states.JobStore.take`."""
         now = self._clock()
         return self._take(
-            (_NOT_ENDED, _c.state == "queued", _c.due_at <= now),
+            (NOT_ENDED, _c.state == "queued", _c.due_at <= now),
             {
                 "state": "processing",
                 "attempts": _c.attempts + 1,
@@ -223,7 +146,7 @@ class SqlJobStore:
 
     def take_expired(self, lease_s: float) -> Lease | None:
         """See :meth:`speech.jobs.states.JobStore.take_expired`."""
-        expired = (_NOT_ENDED, _c.state == "processing", _c.lease_until < self._clock())
+        expired = (NOT_ENDED, _c.state == "processing", _c.lease_until < self._clock())
         return self._take(expired, {}, lease_s)
 
     def _take(
@@ -254,7 +177,7 @@ class SqlJobStore:
     def _ended(self, state: str, **values: Any) -> sa.Update:
         now = self._clock()
         has_webhook = _c.webhook_url.is_not(None)
-        return sa.update(_jobs).values(
+        return sa.update(JOBS).values(
             state=state,
             ended_at=now,
             lease=None,
@@ -283,18 +206,21 @@ class SqlJobStore:
         now = self._clock()
         due = (_c.webhook_due_at <= now,)
         statement = _first(due, _c.webhook_due_at).values(
-            webhook_attempts=_c.webhook_attempts + 1, webhook_due_at=now + hold_s
+            webhook_attempts=_c.webhook_attempts + 1,
+            webhook_attempted_at=now,
+            webhook_due_at=now + hold_s,
         )
         return self._one(statement.returning(*_COLUMNS))
 
     def webhook_delivered(self, id: str) -> None:
         """See :meth:`speech.jobs.states.JobStore.webhook_delivered`."""
-        webhook = sa.update(_jobs).where(_c.id == id)
-        self._write(webhook.values(webhook_state="delivered", webhook_due_at=None))
+        webhook = sa.update(JOBS).where(_c.id == id).values(webhook_state="delivered")
+        self._write(webhook.values(webhook_due_at=None, webhook_error=None))
 
-    def webhook_failed(self, id: str, retry_in_s: float | None) -> None:
+    def webhook_failed(self, id: str, retry_in_s: float | None, error: str) -> None:
         """See :meth:`speech.jobs.states.JobStore.webhook_failed`."""
-        webhook = sa.update(_jobs).where(_c.id == id, _c.webhook_state == "pending")
+        webhook = sa.update(JOBS).where(_c.id == id, _c.webhook_state == "pending")
+        webhook = webhook.values(webhook_error=_storable(error))
         if retry_in_s is None:
             self._write(webhook.values(webhook_state="failed", webhook_due_at=None))
         else:
@@ -304,22 +230,22 @@ class SqlJobStore:
         """See :meth:`speech.jobs.states.JobStore.expired_audio`."""
         expired = _c.ended_at < self._clock() - ttl_s
         with self._connection() as connection:
-            return connection.execute(sa.select(_c.id).where(expired, _HAS_AUDIO)).scalars().all()
+            return connection.execute(sa.select(_c.id).where(expired, HAS_AUDIO)).scalars().all()
 
     def audio_removed(self, id: str) -> None:
         """See :meth:`speech.jobs.states.JobStore.audio_removed`."""
-        self._write(sa.update(_jobs).where(_c.id == id).values(audio_bytes=None))
+        self._write(sa.update(JOBS).where(_c.id == id).values(audio_bytes=None))
 
     def with_audio(self) -> set[str]:
         """See :meth:`speech.jobs.states.JobStore.with_audio`."""
-        statement = sa.select(_c.id).where(_HAS_AUDIO)
+        statement = sa.select(_c.id).where(HAS_AUDIO)
         with self._connection() as connection:
             return set(connection.execute(statement).scalars())
 
     def delete_expired(self, ttl_s: float) -> int:
         """See :meth:`speech.jobs.states.JobStore.delete_expired`."""
         expired = _c.ended_at < self._clock() - ttl_s
-        return self._write(sa.delete(_jobs).where(expired, _NO_AUDIO))
+        return self._write(sa.delete(JOBS).where(expired, NO_AUDIO))
 
     def _one(self, statement: sa.Executable) -> Job | None:
         with self._connection() as connection:
@@ -335,9 +261,7 @@ def _first(which: Sequence[sa.ColumnElement[bool]], order: sa.Column[Any]) -> sa
     """An update of the first row that matches and that no other transaction is updating."""
     first = sa.select(_c.id).where(*which).order_by(order).limit(1)
     # PostgreSQL evaluates a scalar subquery once; SQLite has one writer and omits the lock.
-    return sa.update(_jobs).where(
-        _c.id == first.with_for_update(skip_locked=True).scalar_subquery()
-    )
+    return sa.update(JOBS).where(_c.id == first.with_for_update(skip_locked=True).scalar_subquery())
 
 
 def _holds(lease: Lease) -> tuple[sa.ColumnElement[bool], ...]:
@@ -345,33 +269,17 @@ def _holds(lease: Lease) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _held(lease: Lease) -> sa.Update:
-    return sa.update(_jobs).where(*_holds(lease))
+    return sa.update(JOBS).where(*_holds(lease))
 
 
 def _error_values(error: SpeechError) -> dict[str, str]:
-    return {"error_code": error.code, "error": error.message.replace("\0", "")}
+    return {"error_code": error.code, "error": _storable(error.message)}
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL stores no NUL in a text."""
+    return text.replace("\0", "")
 
 
 def _job(row: sa.Row[Any]) -> Job:
     return Job(**row._mapping)
-
-
-def _prepare_sqlite(connection: Any, record: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    _enable_wal(cursor)
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.close()
-
-
-def _enable_wal(cursor: sqlite3.Cursor) -> None:
-    """Enable the write-ahead log; the busy timeout does not cover that, so retry here."""
-    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)

@@ -34,11 +34,18 @@ class Progress(TypedDict):
 
 
 class Webhook(TypedDict):
-    """Delivery of the notification that the job ended; no state until it has."""
+    """Delivery of the notification that the job ended; no state until it has.
+
+    ``last_error`` is why the last attempt failed, null once the notification was delivered;
+    ``next_attempt_at`` is null where none is due.
+    """
 
     url: str
     state: WebhookState | None
     attempts: int
+    last_attempt_at: float | None
+    last_error: str | None
+    next_attempt_at: float | None
 
 
 class JobResponse(ProcessResponse):
@@ -76,6 +83,9 @@ def _describe(job: Job) -> JobResponse:
             "url": job.webhook_url,
             "state": job.webhook_state,
             "attempts": job.webhook_attempts,
+            "last_attempt_at": job.webhook_attempted_at,
+            "last_error": job.webhook_error,
+            "next_attempt_at": job.webhook_due_at,
         },
     }
 

@@ -25,6 +25,8 @@ OVERLOADED_RETRY_S = 10.0
 WEBHOOKS_AT_ONCE = 4
 """Concurrent deliveries of one worker, so that a slow receiver does not delay all others."""
 EXPIRY_INTERVAL_S = 5.0
+MAX_REASON_CHARS = 500
+"""Longest reason of a failed delivery; a part of it is up to the receiver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +257,18 @@ class JobWorker:
             attempt = job.webhook_attempts
             logger.warning("job %s: webhook attempt %d failed: %r", job.id, attempt, error)
             retry = rules.backoff(attempt) if attempt < rules.webhook_attempts else None
-            await asyncio.to_thread(self._store.webhook_failed, job.id, retry)
+            reason = self._reason(error)
+            await asyncio.to_thread(self._store.webhook_failed, job.id, retry, reason)
         else:
             await asyncio.to_thread(self._store.webhook_delivered, job.id)
+
+    def _reason(self, error: Exception) -> str:
+        """What the owner of the job reads; the text of an unexpected error is withheld."""
+        assert self._webhooks is not None
+        if isinstance(error, TimeoutError):
+            return f"no response within {self._webhooks.timeout_s:g} s"
+        expected = isinstance(error, SpeechError | ConnectionError)
+        return str(error)[:MAX_REASON_CHARS] if expected else "internal error"
 
     async def _expire(self) -> bool:
         await asyncio.to_thread(self._retention.expire)

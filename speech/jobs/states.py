@@ -49,7 +49,8 @@ class Job:
     """A job as it is stored. Times are Unix seconds, ``result`` is JSON text.
 
     ``attempts`` counts those that began; ``error`` is that of the last failed attempt, also while
-    another one is still due.
+    another one is still due. The same holds of the attempts to deliver the webhook, of which the
+    next is due at ``webhook_due_at``.
     """
 
     id: str
@@ -68,6 +69,9 @@ class Job:
     webhook_url: str | None
     webhook_state: WebhookState | None
     webhook_attempts: int
+    webhook_attempted_at: float | None
+    webhook_due_at: float | None
+    webhook_error: str | None
     result: str | None = None
 
 
@@ -155,8 +159,8 @@ class JobStore(Protocol):
         """Store that the webhook was delivered."""
         ...
 
-    def webhook_failed(self, id: str, retry_in_s: float | None) -> None:
-        """Store that the attempt failed: due again in ``retry_in_s``, or never if None."""
+    def webhook_failed(self, id: str, retry_in_s: float | None, error: str) -> None:
+        """Store why the attempt failed: due again in ``retry_in_s``, or never if None."""
         ...
 
     def expired_audio(self, ttl_s: float) -> Sequence[str]:

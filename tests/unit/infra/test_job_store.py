@@ -358,6 +358,27 @@ def test_a_database_of_an_older_version_gets_the_indexes_of_this_one(
     engine.dispose()
 
 
+def test_a_database_of_an_older_version_gets_the_columns_of_this_one(
+    store: SqlJobStore, url: str
+) -> None:
+    id = submit(store, webhook_url="http://ann.example/done")
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        for name in ("webhook_attempted_at", "webhook_error"):
+            connection.execute(sa.text(f"ALTER TABLE speechgraph_jobs DROP COLUMN {name}"))
+    engine.dispose()
+    with ThreadPoolExecutor(4) as pool:  # as replicas that start together
+        newer = list(pool.map(lambda _: SqlJobStore(url), range(4)))
+    newer[0].cancel("ann", id)
+    newer[0].take_webhook(20.0)
+    newer[0].webhook_failed(id, None, "status 404")
+    job = newer[1].find("ann", id)
+    assert job is not None
+    assert (job.state, job.webhook_error) == ("cancelled", "status 404")
+    for opened in newer:
+        opened.close()
+
+
 def test_audio_and_then_the_job_expire_after_their_ttl(store: SqlJobStore, clock: Clock) -> None:
     done, waiting = submit(store), submit(store)
     store.complete(take(store), "1")
@@ -392,7 +413,11 @@ def test_a_webhook_is_due_when_its_job_ends(store: SqlJobStore, clock: Clock, en
     clock.now += 20.0
     again = store.take_webhook(20.0)
     assert again is not None, "whoever held it has died"
-    store.webhook_failed(id, 50.0)
+    store.webhook_failed(id, 50.0, "status 500\0")
+    pending = store.find("ann", id)
+    assert pending is not None
+    assert (pending.webhook_error, pending.webhook_attempted_at) == ("status 500", clock.now)
+    assert pending.webhook_due_at == clock.now + 50.0
     clock.now += 49.0
     assert store.take_webhook(20.0) is None
     clock.now += 1.0
@@ -405,6 +430,8 @@ def test_a_webhook_is_due_when_its_job_ends(store: SqlJobStore, clock: Clock, en
     delivered = store.find("ann", id)
     assert delivered is not None
     assert delivered.webhook_state == "delivered"
+    assert (delivered.webhook_error, delivered.webhook_due_at) == (None, None)
+    assert delivered.webhook_attempted_at == clock.now - 1000.0
 
 
 def test_a_webhook_that_failed_for_the_last_time_is_not_due_again(
@@ -413,12 +440,13 @@ def test_a_webhook_that_failed_for_the_last_time_is_not_due_again(
     id = submit(store, webhook_url="http://ann.example/done")
     store.cancel("ann", id)
     store.take_webhook(20.0)
-    store.webhook_failed(id, None)
+    store.webhook_failed(id, None, "status 404")
     clock.now += 1000.0
     assert store.take_webhook(20.0) is None
     job = store.find("ann", id)
     assert job is not None
-    assert job.webhook_state == "failed"
+    assert (job.webhook_state, job.webhook_error) == ("failed", "status 404")
+    assert job.webhook_due_at is None
 
 
 def test_a_job_is_on_disk_for_whoever_opens_the_store_next(store: SqlJobStore, url: str) -> None:

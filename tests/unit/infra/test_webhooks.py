@@ -115,13 +115,28 @@ async def test_a_receiver_that_rejects_every_attempt_ends_in_failed(jobs: Jobs) 
     async with receiving(status(500)) as receiver:
         job = await deliver(jobs, receiver.url, "failed")
     assert (job.webhook_attempts, len(receiver.seen), job.state) == (3, 3, "completed")
+    assert (job.webhook_error, job.webhook_due_at) == ("status 500", None)
+
+
+async def test_a_host_that_resolves_to_a_private_address_is_a_failed_attempt(jobs: Jobs) -> None:
+    jobs.webhooks = Webhooks(SECRET, timeout_s=10.0, http=GuardedHttp(resolve_host=private))
+    job = await deliver(jobs, "http://example.org/done", "failed")
+    assert job.webhook_error == "its host has no public address"
+
+
+async def private(host: str, port: int) -> list[Address]:
+    return [ipaddress.ip_address("10.0.0.1")]
 
 
 async def test_a_receiver_that_never_answers_times_out(jobs: Jobs) -> None:
     jobs.webhooks.timeout_s = 3.0
     async with receiving(b"", status(200)) as receiver:
-        job = await deliver(jobs, receiver.url, "delivered")
-    assert job.webhook_attempts == 2
+        job = jobs.desk.submit("", b"1", "{}", webhook_url=receiver.url)
+        async with jobs.working():
+            failed = await jobs.until(job.id, lambda job: job.webhook_error is not None)
+            job = await jobs.until(job.id, lambda job: job.webhook_state == "delivered")
+    assert failed.webhook_error == "no response within 3 s"
+    assert (job.webhook_attempts, job.webhook_error) == (2, None)
 
 
 async def test_an_endless_answer_is_not_read(jobs: Jobs) -> None:
@@ -201,6 +216,25 @@ async def test_an_address_that_is_not_public_is_never_called(address: str) -> No
     GuardedHttp(any_address).check(f"http://{host}/")
     with pytest.raises(InvalidRequest, match="no public address"):
         await post(GuardedHttp(), f"http://{host}:9/")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "2130706433", "017700000001", "0x7f000001", "0x7f.1", "127.1", "127.0.0.0x1", "0", "10.1",
+        "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "127.0.0.1.", "2130706433.", "127。0。0。1",
+        "localhost", "LOCALHOST.", "jobs.localhost", "169.254.43518",
+    ],
+)  # fmt: skip
+def test_a_private_address_is_refused_beforehand_in_every_notation(host: str) -> None:
+    with pytest.raises(InvalidRequest, match="no public address"):
+        GuardedHttp().check(f"http://{host}/")
+    GuardedHttp(any_address).check(f"http://{host}/")
+
+
+@pytest.mark.parametrize("host", ["134744072", "8.8.8.8.", "example.org", "1e100.net", "0x.org"])
+def test_public_addresses_and_names_are_accepted_beforehand(host: str) -> None:
+    GuardedHttp().check(f"http://{host}/")
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8"])

@@ -317,6 +317,26 @@ async def test_a_database_that_does_not_answer_is_an_overload(client, jobs, monk
     assert answer.status_code == 503
 
 
+async def test_the_owner_of_a_job_reads_why_its_webhook_was_not_delivered(client, jobs, service):
+    id = await submit(client, webhook_url="http://127.0.0.1:9/")
+    job = (await client.get(f"/v1/jobs/{id}")).json()
+    assert job["webhook"] == {
+        "url": "http://127.0.0.1:9/",
+        "state": None,
+        "attempts": 0,
+        "last_attempt_at": None,
+        "last_error": None,
+        "next_attempt_at": None,
+    }
+    async with jobs.working(work_of(service), backoff_s=1000.0, max_backoff_s=1000.0):
+        await jobs.until(id, lambda job: job.webhook_error is not None)
+    webhook = (await client.get(f"/v1/jobs/{id}")).json()["webhook"]
+    assert (webhook["state"], webhook["attempts"]) == ("pending", 1)
+    assert "ConnectError" in webhook["last_error"]
+    assert webhook["next_attempt_at"] > webhook["last_attempt_at"] + 900
+    assert (await client.get("/v1/jobs")).json()["data"][0]["webhook"] == webhook
+
+
 async def test_a_service_without_webhooks_refuses_them(service, jobs):
     def none(url: str) -> None:
         from speech.errors import NotEnabled
