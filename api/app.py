@@ -15,6 +15,7 @@ from api.compat import vosk, whisper_asr, whisper_rest
 from api.errors import ErrorBoundary, ErrorShapes
 from api.limits import FORM_LIMITS, BodyLimit, Places, heavy_route
 from api.live.registry import LiveStreams
+from api.live.websocket import SocketPaths
 from api.openai import realtime
 from api.openai import routes as openai
 from api.request_id import RequestId
@@ -79,7 +80,7 @@ def make_app(
         models.router(service, openai_aliases),
         health.router(service, streams.sessions, version),
         live.router(streams),
-        vosk.router(streams),
+        vosk.router(streams, settings.vosk),
         realtime.router(streams, openai_aliases),
         *([key_routes.router(keys)] if keys is not None else ()),
     ]
@@ -121,6 +122,7 @@ def _middleware(
     )
     return [
         Middleware(RequestId, server_echoes=server_echoes_request_id),
+        Middleware(SocketPaths),
         Middleware(whisper_rest.Cors),
         Middleware(ErrorBoundary, shapes=SHAPES),
         *key_check,

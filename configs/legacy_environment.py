@@ -119,6 +119,11 @@ _upload_bound = _sets(_mebibytes, "ingress.max_upload_bytes")
 _emotion_model = _model("emotion", "emotion.default_model")
 _cpus = _number(int, 1, 1024)
 
+
+def _rate(text: str) -> int:
+    return round(_number(float, 8000, 48_000)(text))  # vosk-server's own is written as 8000.0
+
+
 TABLE: Mapping[str, Read] = {
     # Of several servers
     "HOST": _sets(_host, "http_options.host"),
@@ -137,6 +142,10 @@ TABLE: Mapping[str, Read] = {
     "LOGGING_LEVEL": _log_level,
     "MODEL_NAME": _vosk_model,
     "PROVIDER": _sets(_device, "vosk.device"),
+    # vosk-server
+    "VOSK_SERVER_INTERFACE": _sets(_host, "http_options.host"),
+    "VOSK_SERVER_PORT": _port,
+    "VOSK_SAMPLE_RATE": _sets(_rate, "ingress.vosk.sample_rate"),
     # C, the Whisper micro-services
     "SERVER_PORT": _port,
     "WHISPER_WORKERS": _sets(_number(int, 1, 64), "whisper.concurrency"),
@@ -200,6 +209,11 @@ IGNORED: Mapping[str, str] = {
     "DIAR_MODEL_NAME": "those models are not in the catalogue; set diarization.default_model",
     "DO_LOCAL_FILE_RECOGNITIONS": "no directory is watched",
     "DELETE_LOCAL_FILE_AFTR_ASR": "no directory is watched",
+    # vosk-server
+    "VOSK_MODEL_PATH": "a model in a directory of its own is an entry of the catalogue",
+    "VOSK_SPK_MODEL_PATH": "these answers have no speakers; those of /v1/ws have",
+    "VOSK_ALTERNATIVES": _OF_THE_SESSION,
+    "VOSK_SHOW_WORDS": _OF_THE_SESSION,
     # C
     "WHISPER_HOST": _TCP,
     "WHISPER_PORT": _TCP,

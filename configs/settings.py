@@ -197,6 +197,23 @@ class AsrSettings(Strict):
     language: str | None = Field(None, description="Code or name of the language; null: detected.")
 
 
+class VoskSocketSettings(Strict):
+    """The sockets of vosk-server's protocol: ``/vosk`` and ``/asr/LANGUAGE``."""
+
+    sample_rate: int = Field(
+        8000,
+        ge=8000,
+        le=48_000,
+        description="Hz, where neither the configuration of a client nor its URL names a rate; the "
+        "default is vosk-server's.",
+    )
+    root_path: bool = Field(
+        False,
+        description="Serve the protocol on a WebSocket at / too, where most of vosk-server's "
+        "clients connect.",
+    )
+
+
 class JobSettings(Deployment):
     """Files that are processed after their request was answered; see docs/jobs.md."""
 
@@ -322,6 +339,9 @@ class IngressSettings(Deployment):
         description="Model names on /api/transcribe, likewise.",
     )
     asr: AsrSettings = Field(AsrSettings(), description="Defaults of POST /transcribe.")
+    vosk: VoskSocketSettings = Field(
+        VoskSocketSettings(), description="Sockets of vosk-server's clients."
+    )
     max_seconds: dict[Dialect, float] = Field(
         default_factory=dict,
         description="Longest audio of a dialect, seconds, where it is shorter than max_seconds of "

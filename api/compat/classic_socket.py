@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from api.compat.vosk_socket import VoskSocket, text_of, to_json, vosk_words
+from api.compat.vosk_socket import Config, VoskSocket, is_config, text_of, to_json, vosk_words
 from api.live.connection import Frame
 from api.live.conversation import Opening
 from api.live.registry import LiveStreams
@@ -24,20 +24,41 @@ from speech.transcript import Word
 class ClassicSocket(VoskSocket):
     """The vosk-server: one answer to each frame, a result where an utterance ended in it, else the
     partial; the rest of the text after the end, then the server closes.
+
+    A reset is answered with the text until then. A configuration has no answer, any other text an
+    error. ``language`` selects the model where none is named.
     """
 
-    def __init__(self, live: LiveStreams, model: str | None) -> None:
-        super().__init__(live, model)
+    def __init__(
+        self,
+        live: LiveStreams,
+        model: str | None = None,
+        config: Config | None = None,
+        language: str | None = None,
+    ) -> None:
+        super().__init__(live, model, config)
+        self.language = language
         self._session: LiveSession | None = None
-        self._answered = 0
+        self._received = self._answered = 0
+        """Frames."""
+        self._resets: deque[int] = deque()
+        """How many frames came before each reset that is not answered."""
+        self._finalized = 0
+        """How many of these are done."""
         self._results: deque[Event] = deque()
+        self._failed = False
+
+    def recogniser(self, name: str | None) -> ModelEntry:
+        if name is None and self.language is not None:
+            return self._live.recogniser_of_language(self.language)
+        return super().recogniser(name)
 
     def mode(self, entry: ModelEntry) -> Mode:
         """Utterances are endpointed also for models that recognise whole utterances."""
         if entry.streaming:
             return FrameSynchronous(entry.id)
         partial_model = self._live.models.streaming
-        if partial_model is None:
+        if partial_model is None or not self._live.knows(partial_model, self.language):
             return WholeUtterances(entry.id, partials=False)
         return TwoPass(entry.id, partial_model)
 
@@ -46,6 +67,21 @@ class ClassicSocket(VoskSocket):
         if isinstance(opening, Opening):
             self._session = opening.session
         return opening
+
+    def take_audio(self, frame: bytes, session: LiveSession) -> None:
+        super().take_audio(frame, session)
+        self._received += 1
+
+    def read_text(self, frame: str, session: LiveSession | None) -> Sequence[str]:
+        if is_config(frame):
+            return super().read_text(frame, session)
+        if "reset" not in frame:
+            return [self.complaint("it is no config, reset or eof")]
+        if session is None:
+            return [to_json(self._result(()))]
+        session.checkpoint()
+        self._resets.append(self._received)
+        return []
 
     def render(self, event: Event) -> Sequence[str]:
         match event.kind:
@@ -57,9 +93,13 @@ class ClassicSocket(VoskSocket):
                     self._results.append(event)
             case "progress":
                 return self._answers()
+            case "finalized":
+                self._finalized += 1
+                return self._answers()
             case "error":
+                self._failed = True
                 return [to_json({"error": event.text})]
-            case "done":
+            case "done" if not self._failed:
                 return [self._rest()]
         return []
 
@@ -74,15 +114,26 @@ class ClassicSocket(VoskSocket):
         return to_json(self._result(words))
 
     def _answers(self) -> list[str]:
+        """The answers to what is processed, in the order in which it was sent."""
         assert self._session is not None
-        answers = []
-        while self._answered < self._session.processed_frames:
-            self._answered += 1
-            if self._results:
-                answers.append(to_json(self._result(self._results.popleft().words)))
+        answers: list[str] = []
+        while True:
+            if self._resets and self._resets[0] == self._answered:
+                if not self._finalized:
+                    return answers
+                self._finalized -= 1
+                self._resets.popleft()
+                answers.append(self._rest())
+            elif self._answered < self._session.processed_frames:
+                self._answered += 1
+                answers.append(self._answer())
             else:
-                answers.append(to_json({"partial": self.transcript.partial}))
-        return answers
+                return answers
+
+    def _answer(self) -> str:
+        if self._results:
+            return to_json(self._result(self._results.popleft().words))
+        return to_json({"partial": self.transcript.partial})
 
     def _result(self, words: Sequence[Word]) -> dict[str, Any]:
         result = vosk_words(words)

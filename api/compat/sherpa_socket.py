@@ -7,6 +7,7 @@ from api.compat.vosk_socket import VoskSocket, text_of, to_json, vosk_words
 from api.live.connection import Frame
 from api.live.conversation import Opening
 from api.live.registry import LiveStreams
+from configs.catalogue import ModelEntry
 from speech.errors import SpeechError
 from speech.live.events import Event
 from speech.live.session_options import (
@@ -21,15 +22,16 @@ class SherpaSocket(VoskSocket):
     Exactly one message has ``last_message: true``, after the end; then the server closes.
     """
 
-    def __init__(self, live: LiveStreams, model: str | None) -> None:
+    def __init__(self, live: LiveStreams, model: str | None = None) -> None:
         super().__init__(live, model)
         self._streaming = False
         self._sent = ""
         self._held: Event | None = None
         self._failed = False
 
-    def default_model(self) -> str | None:
-        return self._live.models.utterance or self._live.models.streaming
+    def recogniser(self, name: str | None) -> ModelEntry:
+        models = self._live.models
+        return self._live.recogniser(name, models.utterance or models.streaming)
 
     def open(self, frame: Frame) -> Opening | Sequence[str]:
         opening = super().open(frame)
@@ -37,8 +39,8 @@ class SherpaSocket(VoskSocket):
             self._streaming = isinstance(opening.session.options.mode, FrameSynchronous)
         return opening
 
-    def complaint(self, message: str) -> str:
-        return _envelope(error=message)
+    def complaint(self, fault: str) -> str:
+        return _envelope(error=f"Can`t parse message - {fault}")
 
     def render(self, event: Event) -> Sequence[str]:
         if event.kind == "error":

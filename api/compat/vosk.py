@@ -1,4 +1,5 @@
-"""The routes of two Vosk servers: ``WS /ws`` of the sherpa-onnx one, and the classic ``WS /vosk``.
+"""The routes of two Vosk servers: ``WS /ws`` of the sherpa-onnx one, and the classic ``WS /vosk``,
+also by language as ``WS /asr/LANGUAGE``.
 
 Both sockets take ``{"config": …}``, PCM16 of any frame size, and ``{"eof": 1}``. The answers are
 described at :class:`api.compat.sherpa_socket.SherpaSocket` and
@@ -8,14 +9,16 @@ described at :class:`api.compat.sherpa_socket.SherpaSocket` and
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.websockets import WebSocket
 
 from api.compat.classic_socket import ClassicSocket
 from api.compat.sherpa_socket import SherpaSocket
-from api.errors import responses
+from api.compat.vosk_socket import Config
+from api.errors import Problem, render_detail, responses
 from api.live.registry import LiveStreams
 from api.live.websocket import serve
+from configs.settings import VoskSocketSettings
 
 ADVICE = "Прочти инструкцию в Schemas - 'WebSocketModel'"
 
@@ -34,17 +37,36 @@ class WebSocketModel(BaseModel):
     last_message: bool
 
 
-def router(live: LiveStreams) -> APIRouter:
+def router(live: LiveStreams, settings: VoskSocketSettings) -> APIRouter:
     """The sockets, and the small HTTP routes of server B."""
     routes = APIRouter(tags=["vosk"])
+
+    async def serve_classic(websocket: WebSocket, language: str | None) -> None:
+        query = websocket.query_params
+        try:
+            rate = query.get("sample_rate") or settings.sample_rate
+            config = Config.model_validate({"sample_rate": rate})
+        except ValidationError as error:
+            reason = f"sample_rate: {error.errors()[0]['msg']}"
+            problem = Problem(422, "invalid_request", reason)
+            await websocket.send_denial_response(render_detail(problem))
+            return
+        await serve(websocket, live, ClassicSocket(live, query.get("model"), config, language))
 
     @routes.websocket("/ws")
     async def sherpa(websocket: WebSocket, model: Annotated[str | None, Query()] = None) -> None:
         await serve(websocket, live, SherpaSocket(live, model))
 
     @routes.websocket("/vosk")
-    async def classic(websocket: WebSocket, model: Annotated[str | None, Query()] = None) -> None:
-        await serve(websocket, live, ClassicSocket(live, model))
+    async def classic(websocket: WebSocket) -> None:
+        await serve_classic(websocket, None)
+
+    @routes.websocket("/asr/{language}")
+    async def of_language(websocket: WebSocket, language: str) -> None:
+        await serve_classic(websocket, language.partition("-")[0].lower())
+
+    if settings.root_path:
+        routes.add_api_websocket_route("/", classic)
 
     @routes.post(
         "/ws",

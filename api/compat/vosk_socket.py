@@ -1,20 +1,22 @@
 """The common part of the sockets of two Vosk servers: configuration, audio, end, and words."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from api.live.connection import Frame
 from api.live.conversation import Opening, code_of
 from api.live.registry import LiveStreams
 from configs.catalogue import ModelEntry
 from speech.audio import SAMPLE_RATE
-from speech.errors import InvalidRequest, SpeechError
+from speech.errors import SpeechError
 from speech.live.endpointing import EndpointOptions
 from speech.live.events import Event
+from speech.live.pcm import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from speech.live.session import LiveSession
 from speech.live.session_options import (
     FrameSynchronous,
@@ -28,8 +30,9 @@ from speech.transcript import Word
 
 MAX_UTTERANCE_S = 15.0
 """The longest audio that a full model recognises at once; they fail above 18 s."""
-_BINARY_END = re.compile(rb'\s{0,9}\{\s{0,9}"eof"\s{0,9}:\s{0,9}\w{1,9}\s{0,9}\}\s{0,9}')
-"""The end in a binary frame, as some clients send it."""
+MAX_FAULT_CHARS = 500
+_BINARY_TEXT = re.compile(rb'\s{0,9}\{\s{0,9}"(eof|reset|config)"\s{0,9}:.{1,10000}\}\s{0,9}', re.S)
+"""A text in a binary frame, as some clients send it."""
 
 
 def _phrases(given: object) -> object:
@@ -42,16 +45,37 @@ def _phrases(given: object) -> object:
         return [given]
 
 
+def _clamped(lowest: int, highest: int) -> BeforeValidator:
+    """A whole number, or a text that is one; one out of bounds becomes the nearest bound."""
+
+    def clamp(given: object) -> int:
+        number = float(given) if isinstance(given, str) else given
+        unordered = isinstance(number, float) and math.isnan(number)
+        if unordered or not isinstance(number, int | float):
+            raise ValueError("it is no number")
+        return round(min(max(number, lowest), highest))
+
+    return BeforeValidator(clamp)
+
+
+def _flag(given: object) -> object:
+    """Any number but 0 is true, as for vosk-server."""
+    return given != 0 if isinstance(given, int | float) else given
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+
+
 class Config(BaseModel):
     """What a client may set; unknown keys are ignored, as both servers do."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True)
 
-    sample_rate: float = Field(SAMPLE_RATE, ge=8000, le=48_000)
+    sample_rate: Annotated[int, _clamped(LOWEST_RATE_HZ, HIGHEST_RATE_HZ)] = SAMPLE_RATE
     model: str | None = None
-    wait_null_answers: bool = True
-    words: bool = True
-    max_alternatives: int = Field(0, ge=0, le=10)
+    wait_null_answers: Flag = True
+    words: Flag = True
+    max_alternatives: Annotated[int, _clamped(0, 10)] = 0
     phrase_list: Annotated[list[str] | None, BeforeValidator(_phrases)] = None
 
 
@@ -84,11 +108,15 @@ class VoskSocket:
     """The common part of both sockets: the configuration, the audio, the end."""
 
     resumable = False
+    language: str | None = None
+    """Of the audio, where the client names one."""
 
-    def __init__(self, live: LiveStreams, model: str | None) -> None:
+    def __init__(
+        self, live: LiveStreams, model: str | None = None, config: Config | None = None
+    ) -> None:
         self._live = live
         self._model = model
-        self.config = Config()
+        self.config = config or Config()
         self.ended = False
         self.transcript = Transcript()
 
@@ -97,37 +125,41 @@ class VoskSocket:
 
     def open(self, frame: Frame) -> Opening | Sequence[str]:
         """The stream begins with the audio, or its end: no configuration is needed."""
-        if _is_end(frame) or isinstance(frame, bytes):
+        frame = _text_or_audio(frame)
+        if isinstance(frame, bytes) or _is_end(frame):
             return Opening(self._open(), frame=frame)
-        return self._configure(frame)
+        return self.read_text(frame, None)
 
     def receive(self, frame: Frame, session: LiveSession) -> Sequence[str]:
-        if _is_end(frame):
+        frame = _text_or_audio(frame)
+        if isinstance(frame, bytes):
+            self.take_audio(frame, session)
+        elif _is_end(frame):
             self.ended = True
             session.end()
-        elif isinstance(frame, bytes):
-            session.offer(frame)
         else:
-            before = self.config.sample_rate
-            answer = self._configure(frame)
-            if before != self.config.sample_rate:
-                session.replace_decoder(self._decoder())
-            return answer
+            return self.read_text(frame, session)
         return []
 
-    def _configure(self, frame: str) -> Sequence[str]:
-        """A text that is not the end: settings that it has change, the others stay."""
-        if frame and not _is_config(frame):
-            return []
-        try:
-            self.config = _config(frame, self.config)
-        except InvalidRequest as error:
-            return [self.complaint(error.message)]
-        return []
+    def take_audio(self, frame: bytes, session: LiveSession) -> None:
+        """Feed one frame into the session."""
+        session.offer(frame)
 
-    def complaint(self, message: str) -> str:
+    def read_text(self, frame: str, session: LiveSession | None) -> Sequence[str]:
+        """The answer to a text that is not the end; ``session`` where the stream has begun."""
+        return self._configure(frame, session) if is_config(frame) else []
+
+    def _configure(self, frame: str, session: LiveSession | None) -> Sequence[str]:
+        """The settings that a text has change, the others stay; what cannot be read is answered."""
+        before = self.config.sample_rate
+        self.config, fault = changed(self.config, frame)
+        if session is not None and before != self.config.sample_rate:
+            session.replace_decoder(self._decoder())
+        return [self.complaint(fault)] if fault else []
+
+    def complaint(self, fault: str) -> str:
         """The answer to a text that cannot be read; the stream continues."""
-        return to_json({"error": message})
+        return to_json({"error": f"Can`t parse message - {fault}"})
 
     def render_error(self, error: SpeechError, begun: bool) -> Sequence[str]:
         return [to_json({"error": error.message})]
@@ -136,18 +168,19 @@ class VoskSocket:
         return code_of(code)
 
     def _open(self) -> LiveSession:
-        name = self.config.model or self._model
-        entry = self._live.recogniser(name, self.default_model())
+        entry = self.recogniser(self.config.model or self._model)
+        # A model that is named may know other languages.
+        language = self.language if self._live.knows(entry.id, self.language) else None
         options = SessionOptions(
             self.mode(entry),
             endpointing=EndpointOptions(max_utterance_s=MAX_UTTERANCE_S),
-            transcribe=TranscribeOptions(hotwords=self._hotwords()),
+            transcribe=TranscribeOptions(language=language, hotwords=self._hotwords()),
             progress_s=0.0,
         )
         return self._live.open(options, self._decoder())
 
     def _decoder(self) -> StreamDecoder:
-        return stream_decoder("pcm_s16le", round(self.config.sample_rate))
+        return stream_decoder("pcm_s16le", self.config.sample_rate)
 
     def _hotwords(self) -> str | None:
         phrases = [phrase for phrase in self.config.phrase_list or () if phrase != "[unk]"]
@@ -156,29 +189,48 @@ class VoskSocket:
     def mode(self, entry: ModelEntry) -> Mode:
         return FrameSynchronous(entry.id) if entry.streaming else Pieces(entry.id)
 
-    def default_model(self) -> str | None:
-        return self._live.models.streaming or self._live.models.utterance
+    def recogniser(self, name: str | None) -> ModelEntry:
+        """The model of a name, or the default one."""
+        models = self._live.models
+        return self._live.recogniser(name, models.streaming or models.utterance)
 
 
-def _is_config(frame: str) -> bool:
-    return "config" in frame
+def _text_or_audio(frame: Frame) -> Frame:
+    if isinstance(frame, bytes) and _BINARY_TEXT.fullmatch(frame):
+        return frame.decode(errors="replace")
+    return frame
 
 
-def _is_end(frame: Frame) -> bool:
-    if isinstance(frame, bytes):
-        return _BINARY_END.fullmatch(frame) is not None
-    return "eof" in frame and not _is_config(frame)
+def is_config(frame: str) -> bool:
+    """Whether a text sets something; an empty one is taken for a configuration without JSON."""
+    return "config" in frame or not frame
 
 
-def _config(frame: str, before: Config) -> Config:
+def _is_end(frame: str) -> bool:
+    return "eof" in frame and not is_config(frame)
+
+
+def changed(before: Config, frame: str) -> tuple[Config, str]:
+    """The settings after a text, and what of it cannot be read."""
     try:
-        found = json.loads(frame)
-        inner = found["config"]
-        if not isinstance(inner, Mapping):
+        given = json.loads(frame)["config"]
+        if not isinstance(given, Mapping):
             raise TypeError("config is no object")
-        return Config.model_validate({**before.model_dump(), **inner})
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InvalidRequest(f"Can`t parse message - {str(error)[:500]}") from None
+        return before, str(error)[:MAX_FAULT_CHARS]
+    config, faults = before, []
+    for name in Config.model_fields:
+        if given.get(name) is None:
+            continue
+        try:
+            read = Config.model_validate({name: given[name]})
+        except ValidationError as error:
+            faults.append(f"{name}: {error.errors()[0]['msg']}")
+        except RecursionError:
+            faults.append(f"{name}: it is nested too deep")
+        else:
+            config = config.model_copy(update={name: getattr(read, name)})
+    return config, "; ".join(faults)[:MAX_FAULT_CHARS]
 
 
 def _word(word: Word) -> dict[str, Any]:

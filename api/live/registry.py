@@ -63,12 +63,7 @@ class LiveStreams:
         if name is None:
             raise NotEnabled("This service runs no model for live streams of this kind.")
         entry = self._service.catalogue.find(name)
-        served = entry is not None and (
-            self.models.streaming is not None
-            if entry.streaming
-            else entry.family in self._service.families
-        )
-        if entry is None or not served:
+        if entry is None or not self._serves(entry):
             raise ModelNotFound(f"Model '{name}' is not served here.")
         if entry.family not in ("whisper", "vosk"):
             raise InvalidRequest(
@@ -95,6 +90,40 @@ class LiveStreams:
         names = (options.mode.model, options.partial_model)
         found = map(self._service.catalogue.find, filter(None, names))
         return [entry for entry in found if entry is not None]
+
+    def recogniser_of_language(self, language: str) -> ModelEntry:
+        """The model for an ISO 639-1 code: a default one that knows it, else any.
+
+        Models that know many languages come after those that name this one. Raises ModelNotFound.
+        """
+        defaults = (self.models.streaming, self.models.utterance, self.models.general)
+        served = [
+            *(self.recogniser(name, None) for name in defaults if name),
+            *(
+                entry
+                for entry in self._service.catalogue.models
+                if entry.family == "vosk" and self._serves(entry)
+            ),
+        ]
+        for entry in served:
+            if language in entry.languages:
+                return entry
+        for entry in served:
+            if not entry.languages:
+                return entry
+        raise ModelNotFound(f"No model for the language '{language}' is served here.")
+
+    def knows(self, model: str, language: str | None) -> bool:
+        """Whether a model recognises a language; None is any."""
+        entry = self._service.catalogue.find(model)
+        return language is None or (
+            entry is not None and (not entry.languages or language in entry.languages)
+        )
+
+    def _serves(self, entry: ModelEntry) -> bool:
+        if entry.streaming:
+            return self.models.streaming is not None
+        return entry.family in self._service.families
 
     def emotion_model(self) -> str:
         """The model that classifies the emotion of utterances. Raises NotEnabled."""

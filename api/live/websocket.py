@@ -2,6 +2,7 @@
 
 import contextlib
 
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from api.errors import RenderError, problem_of, render_detail
@@ -16,6 +17,22 @@ PARAMETERS = "openai-"
 """What the sub-protocols begin with by which OpenAI's clients in browsers send key and version."""
 MAX_REASON_BYTES = 123
 """Of a close frame, RFC 6455."""
+
+
+class SocketPaths:
+    """ASGI middleware that ignores a slash at the end of the path of a socket.
+
+    Requests are redirected there; no client follows that in a handshake.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").rstrip("/")
+        if scope["type"] == "websocket" and path != scope.get("root_path", ""):
+            scope = {**scope, "path": path}
+        await self.app(scope, receive, send)
 
 
 class WebSocketConnection:

@@ -18,6 +18,7 @@ Kind = Literal[
     "failed",
     "turn",
     "cleared",
+    "finalized",
     "progress",
     "error",
     "done",
@@ -35,8 +36,9 @@ class Event:
     counts from 0; every utterance has exactly one final, whose ``text`` may be empty. ``lag_s`` is
     the time since the last sample that the event is about was received. ``start`` of a
     speech_start and ``end`` of a speech_end are those of the utterance, the other two are where
-    speech begins and ends. ``voice`` recognises the ``speaker`` where a stream is resumed. The
-    events of turns are described at :mod:`speech.live.turns`.
+    speech begins and ends. ``voice`` recognises the ``speaker`` where a stream is resumed. After
+    ``finalized`` all before its ``end`` is final. The events of turns are described at
+    :mod:`speech.live.turns`.
     """
 
     kind: Kind

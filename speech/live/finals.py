@@ -36,6 +36,13 @@ class EndedUtterance:
     options: SessionOptions
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """``finalized`` is emitted behind the finals before it; ``end`` is its place in samples."""
+
+    end: int
+
+
 class Finals:
     """Emits ``final`` for each utterance in their order, or ``failed`` in a stream with turns."""
 
@@ -43,11 +50,13 @@ class Finals:
         self._ports = ports
         self._emitter = emitter
         self._speakers = speakers
-        self._waiting: asyncio.Queue[EndedUtterance | None] = asyncio.Queue(WAITING_FINALS)
+        self._waiting: asyncio.Queue[EndedUtterance | Checkpoint | None] = asyncio.Queue(
+            WAITING_FINALS
+        )
 
-    async def put(self, utterance: EndedUtterance) -> None:
-        """Hand over an utterance; waits while too many wait already."""
-        await self._waiting.put(utterance)
+    async def put(self, item: EndedUtterance | Checkpoint) -> None:
+        """Hand over an utterance or a checkpoint; waits while too many wait already."""
+        await self._waiting.put(item)
 
     async def end(self) -> None:
         """No utterance follows."""
@@ -59,6 +68,9 @@ class Finals:
         Raises SpeechError for one that cannot be recognised, where the stream has no turns.
         """
         while (utterance := await self._waiting.get()) is not None:
+            if isinstance(utterance, Checkpoint):
+                self._emitter.emit("finalized", utterance.end, utterance.end)
+                continue
             try:
                 await self._finish(utterance)
             except SpeechError as error:

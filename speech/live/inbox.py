@@ -12,7 +12,7 @@ from speech.live.pending_total import PendingTotal
 from speech.live.session_options import SessionOptions
 from speech.live.stream_decoder import StreamDecoder
 
-Command = Literal["finalize", "commit", "clear", "drain", "end"]
+Command = Literal["finalize", "checkpoint", "commit", "clear", "drain", "end"]
 
 BLOCK_S = 4.0
 """A stream that is behind is processed in blocks of this many seconds, with a partial for each."""

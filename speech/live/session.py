@@ -29,7 +29,7 @@ from speech.live.endpointing import (
     Utterance,
 )
 from speech.live.events import Event, EventLog
-from speech.live.finals import EndedUtterance, Finals
+from speech.live.finals import Checkpoint, EndedUtterance, Finals
 from speech.live.inbox import BLOCK_S, Change, Inbox
 from speech.live.partials import NoPartials, Partials, partials_for
 from speech.live.session_options import (
@@ -138,6 +138,10 @@ class LiveSession:
         """End the utterance under way as if a pause had been detected."""
         self._inbox.put("finalize")
 
+    def checkpoint(self) -> None:
+        """As :meth:`finalize`; ``finalized`` is emitted behind the finals of all before it."""
+        self._inbox.put("checkpoint")
+
     def change(self, options: SessionOptions, decoder: StreamDecoder) -> None:
         """What follows is processed under other options; an utterance under way ends here.
 
@@ -230,6 +234,10 @@ class LiveSession:
                         await self._apply(options)
                 case "finalize":
                     await self._finalize()
+                case "checkpoint":
+                    await self._flush(arrived)
+                    await self._finalize()
+                    await self._finals.put(Checkpoint(len(self._buffer)))
                 case "commit":
                     await self._commit(arrived)
                 case "clear":

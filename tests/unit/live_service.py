@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 from websockets.asyncio.client import ClientConnection, connect
@@ -19,10 +20,11 @@ from websockets.exceptions import ConnectionClosed
 from api.app import make_app
 from api.compat import vosk
 from api.live.registry import LiveModels, LiveStreams
+from api.live.websocket import SocketPaths
 from api.openai import realtime
 from api.v1 import live
 from configs.catalogue import Catalogue, Family, ModelEntry
-from configs.settings import OPENAI_MODELS, IngressSettings, SessionSettings
+from configs.settings import OPENAI_MODELS, IngressSettings, SessionSettings, VoskSocketSettings
 from deployments.live.wiring import live_ports
 from deployments.runtime.model_access import ModelFiles
 from engines.emotion import EmotionEngine
@@ -128,31 +130,34 @@ class LiveService:
         *,
         whole: bool = False,
         keys_file: str | None = None,
+        vosk: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         sessions = _sessions(**settings)
-        graph = Graph()
+        ingress = IngressSettings(
+            default_transcriber=WHISPER,
+            sessions=sessions,
+            keys_file=keys_file,
+            vosk=VoskSocketSettings(**vosk or {}),
+        )
+        self.graph = graph = Graph()
         self.ports = ports
         self._models = models
         self.counts: asyncio.Queue[int] = asyncio.Queue()
         served = LiveModels(STREAMING, UTTERANCES, WHISPER, SPEAKERS)
         self.streams = LiveStreams(graph, ports, sessions, served, self.counts.put_nowait)
-        self.app = _Watched(self._whole(graph, sessions, keys_file) if whole else self._sockets())
+        self.app = _Watched(
+            make_app(graph, self.streams, ingress, "1.2.3") if whole else self._sockets(ingress)
+        )
         self.port = 0
 
-    def _sockets(self) -> ASGIApp:
+    def _sockets(self, settings: IngressSettings) -> ASGIApp:
         """The live routes alone; the others take much longer to set up."""
-        app = FastAPI()
+        app = FastAPI(middleware=[Middleware(SocketPaths)])
         app.include_router(live.router(self.streams))
-        app.include_router(vosk.router(self.streams))
+        app.include_router(vosk.router(self.streams, settings.vosk))
         app.include_router(realtime.router(self.streams, dict.fromkeys(OPENAI_MODELS)))
         return app
-
-    def _whole(self, graph: "Graph", sessions: SessionSettings, keys_file: str | None) -> ASGIApp:
-        settings = IngressSettings(
-            default_transcriber=WHISPER, sessions=sessions, keys_file=keys_file
-        )
-        return make_app(graph, self.streams, settings, "1.2.3")
 
     @property
     def models(self) -> FakeModels:

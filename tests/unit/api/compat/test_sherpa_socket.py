@@ -101,7 +101,7 @@ async def test_the_end_may_come_in_a_binary_frame(quick, end):
         await client.send(end)
         assert await client.rest() == [LAST]
     async with quick.connect("/vosk") as client:
-        await client.send(exact(speak(1)), end)
+        await client.send({"config": {"sample_rate": 16_000}}, exact(speak(1)), end)
         partial, last = await client.rest()
     assert ("partial" in partial, last["text"]) == (True, "1")
 
@@ -165,7 +165,6 @@ async def test_two_configurations_change_what_they_name_and_keep_the_rest(quick)
         "config",
         '{"config": 1}',
         '{"config": {"sample_rate": "fast"}}',
-        '{"config": {"sample_rate": 100}}',
         '{"config": {"sample_rate": NaN}}',
         '{"config": ' + "[" * 100_000,
     ],

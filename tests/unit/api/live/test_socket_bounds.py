@@ -114,8 +114,8 @@ async def test_a_client_that_sends_nothing_is_closed_with_the_reason(path, first
         ("/v1/ws", {"settings": {"tra": {}}}, "error", 1000),
         ("/ws", {"config": {}}, "error", 1008),
         ("/ws", {"config": {"model": STREAMING}}, "error", 1008),
-        ("/vosk", {"config": {}}, "error", 1008),
-        ("/vosk", {"config": {"model": UTTERANCES}}, "error", 1008),
+        ("/vosk", {"config": {"sample_rate": 16_000}}, "error", 1008),
+        ("/vosk?sample_rate=16000", {"config": {"model": UTTERANCES}}, "error", 1008),
     ],
 )
 async def test_audio_of_a_client_that_falls_silent_is_recognised_before_it_is_closed(

@@ -32,7 +32,7 @@ async def draining(service):
         ("/v1/ws", {"type": "start"}, ["1 2 3"]),
         ("/v1/ws", {"settings": {"tra": {}}}, ["1 2 3"]),
         ("/ws", {"config": {}}, []),
-        ("/vosk", {"config": {}}, ["1 2 3"]),
+        ("/vosk", {"config": {"sample_rate": 16_000}}, ["1 2 3"]),
     ],
 )
 async def test_a_stream_ends_at_its_next_pause_and_goes_away(quick, path, first, expected):
@@ -72,7 +72,7 @@ async def test_an_utterance_without_end_is_waited_for_only_so_long(quick, monkey
         ("/v1/ws", {"type": "start", "model": UTTERANCES}, END, ("type", "done")),
         ("/v1/ws", {"settings": {"tra": {}}}, b"", ("text", "1")),
         ("/ws", {"config": {}}, '{"eof": 1}', ("last_message", True)),
-        ("/vosk", {"config": {"model": UTTERANCES}}, '{"eof": 1}', ("text", "1")),
+        ("/vosk?sample_rate=16000", {"config": {"model": UTTERANCES}}, '{"eof": 1}', ("text", "1")),
     ],
 )
 async def test_a_client_that_has_sent_the_end_gets_all_results(quick, path, first, end, last):

@@ -233,6 +233,22 @@ async def _until(session, kind):
             return
 
 
+@pytest.mark.parametrize(
+    "options", [STREAMING, UTTERANCES, PIECES], ids=["streaming", "utterances", "pieces"]
+)
+async def test_a_checkpoint_is_reported_when_all_before_it_is_final(models, options):
+    session = session_of(models, options)
+    session.checkpoint()
+    session.offer(exact(phrase(1, 2)))
+    session.checkpoint()
+    session.offer(exact(phrase(3)))
+    session.end()
+    await session.run()
+    seen = [event async for event in session.events() if event.kind in ("final", "finalized")]
+    assert [event.text or event.kind for event in seen] == ["finalized", "1 2", "finalized", "3"]
+    assert [event.end for event in seen[::2]] == [0.0, pytest.approx(2 * (WORD_S + GAP_S))]
+
+
 async def test_the_end_may_come_twice_and_audio_after_it_is_ignored(models):
     session = session_of(models)
     session.offer(exact(phrase(1)))
