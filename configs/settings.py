@@ -170,10 +170,14 @@ class SessionSettings(Strict):
         description="How far a native client may send ahead of the recognition, seconds.",
     )
     start_timeout_s: float = Field(
-        10.0, gt=0, description="Longest wait for the first frame, seconds."
+        1800.0,
+        gt=0,
+        description="Longest wait for the first frame, seconds; the sockets of Vosk's clients wait "
+        "for their first audio without a bound. Where all places are taken, one that has waited "
+        "for more than 10 seconds loses its place to a new one.",
     )
     idle_timeout_s: float = Field(
-        60.0, gt=0, description="Longest wait for any other frame, seconds."
+        1800.0, gt=0, description="Longest wait for any other frame, seconds."
     )
     speaker_model: str | None = Field(
         None,

@@ -108,6 +108,7 @@ class VoskSocket:
     """The common part of both sockets: the configuration, the audio, the end."""
 
     resumable = False
+    may_start_late = True
     language: str | None = None
     """Of the audio, where the client names one."""
 

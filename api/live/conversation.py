@@ -21,7 +21,7 @@ from api.live.connection import (
     Frame,
 )
 from api.live.registry import LiveStreams
-from speech.errors import IdleTimeout, SpeechError
+from speech.errors import IdleTimeout, Overloaded, SpeechError
 from speech.live.events import Event
 from speech.live.session import LiveSession
 from speech.log_context import session_id
@@ -53,6 +53,11 @@ class Dialect(Protocol):
     @property
     def resumable(self) -> bool:
         """Whether the session outlives its connection for a while."""
+        ...
+
+    @property
+    def may_start_late(self) -> bool:
+        """Whether clients may wait for any time before their first audio."""
         ...
 
     @property
@@ -123,11 +128,12 @@ class _Conversation:
             await self._close(TRY_LATER, "the client does not read")
 
     async def _serve(self) -> None:
-        try:
-            opening = await self._open()
-        except SpeechError as error:
-            await self._refuse(error, begun=False)
-            return
+        with self._live.sessions.starting() as displaced:
+            try:
+                opening = await self._open(displaced)
+            except SpeechError as error:
+                await self._refuse(error, begun=False)
+                return
         if opening is None:
             await self._close(GOING_AWAY)
             return
@@ -142,7 +148,7 @@ class _Conversation:
         finally:
             await self._live.sessions.leave(session, superseded, resumable=resumable)
 
-    async def _open(self) -> Opening | None:
+    async def _open(self, displaced: asyncio.Event) -> Opening | None:
         """None where the service is stopped before the client opens a session.
 
         Nothing is awaited after the frame that opens it: until the session is attached, another
@@ -152,10 +158,13 @@ class _Conversation:
         for text in greeting:
             await self._send(text)
         settings = self._live.settings
+        first_s, later_s = settings.start_timeout_s, settings.idle_timeout_s
         # A client that was greeted is connected, and may wait with its first frame.
-        timeout_s = settings.idle_timeout_s if greeting else settings.start_timeout_s
+        timeout_s: float | None = later_s if greeting else first_s
         while True:
-            frame = await self._next_unless_stopped(timeout_s)
+            if self._dialect.may_start_late:
+                timeout_s = None
+            frame = await self._next_unless_stopped(timeout_s, displaced)
             if frame is None:
                 return None
             opening = self._dialect.open(frame)
@@ -163,7 +172,7 @@ class _Conversation:
                 return opening
             for text in opening:
                 await self._send(text)
-            timeout_s = settings.idle_timeout_s
+            timeout_s = later_s
 
     async def _exchange(self, opening: Opening, superseded: asyncio.Event) -> None:
         """Receive frames and send events at the same time, until one of both is over."""
@@ -243,21 +252,29 @@ class _Conversation:
         stopped = self._live.sessions.draining and not self._dialect.ended
         return GOING_AWAY if stopped else NORMAL
 
-    async def _next(self, timeout_s: float) -> Frame:
+    async def _next(self, timeout_s: float | None) -> Frame:
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._connection.receive()
         except TimeoutError:
             raise IdleTimeout(f"nothing was received for {timeout_s:g} seconds") from None
 
-    async def _next_unless_stopped(self, timeout_s: float) -> Frame | None:
+    async def _next_unless_stopped(
+        self, timeout_s: float | None, displaced: asyncio.Event
+    ) -> Frame | None:
+        """Raises Overloaded where another client takes the place."""
         waiting = asyncio.create_task(self._next(timeout_s))
         stopping = asyncio.create_task(self._live.sessions.stopping.wait())
+        losing = asyncio.create_task(displaced.wait())
         try:
-            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            return waiting.result() if waiting.done() else None
+            await asyncio.wait({waiting, stopping, losing}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return waiting.result()
+            if losing.done():
+                raise Overloaded("all places are taken, and this client has sent no audio yet")
+            return None
         finally:
-            await _cancel(waiting, stopping)
+            await _cancel(waiting, stopping, losing)
 
     async def _send(self, text: str) -> None:
         try:

@@ -77,6 +77,7 @@ class Realtime:
     """
 
     resumable = False
+    may_start_late = False
     ended = False
 
     def __init__(

@@ -34,6 +34,8 @@ class EitherStream:
         self._max_of_owner = max_of_owner
         self._stream: NativeStream | V1Stream = V1Stream(live)
 
+    may_start_late = False
+
     @property
     def resumable(self) -> bool:
         return self._stream.resumable

@@ -32,6 +32,7 @@ class NativeStream:
     """See :class:`api.live.conversation.Dialect`."""
 
     resumable = True
+    may_start_late = False
 
     def __init__(self, live: LiveStreams, owner: str = "", max_of_owner: int | None = None) -> None:
         self._live = live

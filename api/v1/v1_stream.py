@@ -26,6 +26,7 @@ class V1Stream:
     """
 
     resumable = False
+    may_start_late = False
 
     def __init__(self, live: LiveStreams) -> None:
         self._live = live

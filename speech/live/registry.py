@@ -12,6 +12,8 @@ from speech.ports import RecognizerStream, StreamingRecognizer
 
 DRAIN_S = 10.0
 """How long a drained session may wait for the end of its utterance."""
+STARTING_S = 10.0
+"""How long a socket keeps its place without a session, where another client needs it."""
 
 
 @dataclass(eq=False)
@@ -25,6 +27,8 @@ class _Entry:
 class SessionRegistry:
     """At most ``max_sessions`` streams, and as many sockets.
 
+    Where all places are taken, a new socket takes that of the one that has been longest without a
+    session, if that is longer than STARTING_S; as many sockets again may be on their way out.
     A session outlives its socket by ``retention_s`` if its dialect can resume; otherwise it is
     cancelled, which frees all it holds. One that waits to be resumed is cancelled earlier where a
     client needs its place, the one that has waited longest first.
@@ -40,6 +44,10 @@ class SessionRegistry:
         self._retention_s = retention_s
         self._observe = observe
         self._sockets = 0
+        self._starting: dict[asyncio.Event, float] = {}
+        """Sockets without a session and since when, the longest first."""
+        self._displaced: set[asyncio.Event] = set()
+        """Those that have lost their place and are still open."""
         self._no_sockets = asyncio.Event()
         self._no_sockets.set()
         self._entries: dict[tuple[str, str], _Entry] = {}
@@ -66,7 +74,9 @@ class SessionRegistry:
     @contextlib.contextmanager
     def socket(self) -> Iterator[None]:
         """The place of one socket. Raises Overloaded at once when none is free."""
-        self._admit(self._sockets)
+        if self._sockets - len(self._displaced) >= self._max:
+            self._displace()
+        self._admit(self._sockets - len(self._displaced))
         self._sockets += 1
         self._no_sockets.clear()
         try:
@@ -75,6 +85,27 @@ class SessionRegistry:
             self._sockets -= 1
             if self._sockets == 0:
                 self._no_sockets.set()
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[asyncio.Event]:
+        """Around what a socket does without a session; the event is set when it loses its place."""
+        displaced = asyncio.Event()
+        self._starting[displaced] = asyncio.get_running_loop().time()
+        try:
+            yield displaced
+        finally:
+            self._starting.pop(displaced, None)
+            self._displaced.discard(displaced)
+
+    def _displace(self) -> None:
+        """Take the place of the socket that has been longest without a session, if it is time."""
+        longest = next(iter(self._starting), None)
+        if longest is None:
+            return
+        if asyncio.get_running_loop().time() - self._starting[longest] >= STARTING_S:
+            del self._starting[longest]
+            self._displaced.add(longest)
+            longest.set()
 
     def start(self, session: LiveSession, max_of_owner: int | None = None) -> None:
         """Run a session, in place of its owner's one of the same id; raises Overloaded.

@@ -2,23 +2,30 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from api.compat.classic_socket import ClassicSocket
+from api.compat.sherpa_socket import SherpaSocket
 from api.live import conversation
 from api.live.connection import Disconnected, Frame
-from api.live.conversation import converse
+from api.live.conversation import Dialect, converse
+from api.live.registry import LiveStreams
+from api.openai.realtime import Realtime
 from api.v1.native_stream import NativeStream
 from speech.live import registry
 from tests.unit.fake_models import FakeModels, Gate
 from tests.unit.live_audio import exact, silence, speak
 from tests.unit.live_service import WAIT_S, LiveService
+from tests.unit.virtual_time import run_in_virtual_time
 
 START = '{"type": "start"}'
 END = '{"type": "end"}'
+SOUND = exact(speak(1))
 
 
 class MemoryConnection:
@@ -123,6 +130,91 @@ async def test_a_client_that_sends_nothing_is_closed_with_the_reason(
     assert connection.unread[-1]["code"] == "idle_timeout"
     assert connection.closed == (1008, "nothing was received for 0.05 seconds")
     service.assert_free()
+
+
+DIALECTS: dict[str, Callable[[LiveStreams], Dialect]] = {
+    "native": NativeStream,
+    "realtime": lambda live: Realtime(live, {}, intent=None, model=None, beta=False),
+    "classic": ClassicSocket,
+    "sherpa": SherpaSocket,
+}
+MINUTE_S = 60.0
+
+
+@pytest.mark.parametrize(
+    ("dialect", "minutes", "code"),
+    [
+        ("native", 29, None),
+        ("native", 31, 1008),
+        ("realtime", 29, None),
+        ("realtime", 31, 1008),
+        ("classic", 24 * 60, None),
+        ("sherpa", 24 * 60, None),
+    ],
+)
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_client_may_connect_long_before_it_speaks(
+    dialect: str, minutes: int, code: int | None, configured: bool
+) -> None:
+    first = '{"config": {}}' if DIALECTS[dialect] in (ClassicSocket, SherpaSocket) else START
+
+    async def wait() -> tuple[int, str] | None:
+        service = service_of(retention_s=0)
+        connection = MemoryConnection(*([first] if configured else ()))
+        streams = service.streams
+        task = asyncio.create_task(converse(connection, streams, DIALECTS[dialect](streams)))
+        await asyncio.sleep(minutes * MINUTE_S)
+        connection.drop()
+        await task
+        return connection.closed
+
+    closed = run_in_virtual_time(wait())
+    assert (closed and closed[0]) == code
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_muted_microphone_ends_no_session(dialect: str) -> None:
+    """The last audio may be half an hour ago."""
+    opening: dict[str, tuple[Frame, ...]] = {
+        "native": (START, SOUND),
+        "realtime": (
+            f'{{"type": "input_audio_buffer.append", "audio": "{b64encode(SOUND).decode()}"}}',
+        ),
+    }
+
+    async def wait() -> tuple[int, str] | None:
+        service = service_of(retention_s=0)
+        connection = MemoryConnection(*opening.get(dialect, (SOUND,)))
+        streams = service.streams
+        task = asyncio.create_task(converse(connection, streams, DIALECTS[dialect](streams)))
+        await asyncio.sleep(29 * MINUTE_S)
+        assert streams.sessions.count == 1
+        connection.drop()
+        await task
+        return connection.closed
+
+    assert run_in_virtual_time(wait()) is None
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_client_that_sends_no_audio_loses_its_place_to_another(dialect: str) -> None:
+    async def crowd() -> tuple[int, str] | None:
+        service = service_of(max_sessions=1)
+        streams, connection = service.streams, MemoryConnection()
+
+        async def hold_a_place() -> None:
+            with streams.sessions.socket():
+                await converse(connection, streams, DIALECTS[dialect](streams))
+
+        task = asyncio.create_task(hold_a_place())
+        await asyncio.sleep(MINUTE_S)
+        with streams.sessions.socket():
+            await task
+        assert "all places are taken" in json.dumps(connection.unread[-1])
+        return connection.closed
+
+    closed = run_in_virtual_time(crowd())
+    assert closed == (1013, "all places are taken, and this client has sent no audio yet")
 
 
 @pytest.mark.parametrize("frames", [(), (START,), (START, exact(speak(1)))], ids=len)

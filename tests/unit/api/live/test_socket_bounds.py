@@ -89,8 +89,6 @@ async def test_one_stream_too_many_is_refused_in_the_handshake(path):
         ("/ws", b"\0\0", "error", 1008),
         ("/vosk", b"\0\0", "error", 1008),
         ("/v1/ws", None, "error", 1000),
-        ("/ws", None, "error", 1008),
-        ("/vosk", None, "error", 1008),
     ],
 )
 async def test_a_client_that_sends_nothing_is_closed_with_the_reason(path, first, field, code):

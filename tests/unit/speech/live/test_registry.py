@@ -1,16 +1,18 @@
 """The sessions of a process: admission, resumption, supersession and drain."""
 
 import asyncio
+import contextlib
 
 import pytest
 
 from speech.errors import Overloaded
-from speech.live.registry import SessionRegistry
+from speech.live.registry import STARTING_S, SessionRegistry
 from speech.live.session import LiveSession
 from speech.live.stream_decoder import stream_decoder
 from tests.unit.fake_models import FakeModels
 from tests.unit.live_audio import exact, silence, speak
 from tests.unit.speech.live.test_session import STREAMING, until
+from tests.unit.virtual_time import run_in_virtual_time
 
 
 @pytest.fixture
@@ -39,6 +41,52 @@ def test_one_socket_more_than_there_is_room_for_is_refused(sessions):
         pass
     with sessions.socket():
         pass
+
+
+async def place(sessions):
+    """A socket that has no session yet; whether it has lost its place, and how to close it."""
+    held = contextlib.ExitStack()
+    held.enter_context(sessions.socket())
+    return held.enter_context(sessions.starting()), held.close
+
+
+@pytest.mark.parametrize(("waited_s", "lost"), [(STARTING_S - 0.1, False), (STARTING_S, True)])
+def test_a_new_socket_takes_the_place_of_one_that_is_long_without_a_session(waited_s, lost):
+    async def check():
+        sessions = SessionRegistry(max_sessions=2, retention_s=60.0)
+        (first, close_first), (second, close_second) = [await place(sessions) for _ in range(2)]
+        await asyncio.sleep(waited_s)
+        if lost:
+            with sessions.socket():
+                assert (first.is_set(), second.is_set()) == (True, False)
+                with sessions.socket(), pytest.raises(Overloaded), sessions.socket():
+                    pass
+                assert second.is_set()
+        else:
+            with pytest.raises(Overloaded), sessions.socket():
+                pass
+            assert not first.is_set()
+        close_first()
+        close_second()
+        with sessions.socket(), sessions.socket(), pytest.raises(Overloaded), sessions.socket():
+            pass
+        assert sessions.idle
+
+    run_in_virtual_time(check())
+
+
+def test_a_socket_that_has_a_session_keeps_its_place():
+    async def check():
+        sessions = SessionRegistry(max_sessions=1, retention_s=60.0)
+        with sessions.socket():
+            with sessions.starting() as displaced:
+                pass
+            await asyncio.sleep(2 * STARTING_S)
+            with pytest.raises(Overloaded), sessions.socket():
+                pass
+            assert not displaced.is_set()
+
+    run_in_virtual_time(check())
 
 
 async def test_one_session_more_than_there_is_room_for_is_refused(models, sessions, counts):
