@@ -60,9 +60,7 @@ def router(service: SpeechService, aliases: Aliases, route_class: type[APIRoute]
         data = await _data_of(form.file)
         if form.stream:
             work = service.stream(data, options)
-            # A failure before the first segment is still an answer with a status of its own.
-            first = await anext(work)
-            return EventStream(first, work, form, partial(within_deadline, request))
+            return EventStream(work, form, partial(within_deadline, request))
         transcript = await service.process(data, options)
         return await run_in_threadpool(speech_answer, transcript, form)
 

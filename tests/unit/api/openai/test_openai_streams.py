@@ -13,6 +13,7 @@ from openai.types.audio import (
     TranscriptionTextSegmentEvent,
 )
 
+from api.openai import events
 from speech.errors import (
     EngineFailed,
     UnsupportedAudio,
@@ -92,15 +93,105 @@ async def test_a_delta_arrives_before_later_audio_is_recognised(api, service):
         assert [event.type async for event in stream][-1] == "transcript.text.done"
 
 
-class Stuck:
-    """Recognition that yields one segment and then hangs."""
+@pytest.fixture
+def slow(service, monkeypatch) -> asyncio.Event:
+    """Segments come when the event is set; a stream does not wait with headers and comments."""
+    monkeypatch.setattr(events, "STATUS_WAIT_S", 0.0)
+    monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.01)
+    ready = asyncio.Event()
 
-    def __init__(self) -> None:
+    async def wait(number: int) -> None:
+        await ready.wait()
+
+    service.before_segment = wait
+    return ready
+
+
+async def test_the_headers_and_comments_arrive_before_anything_is_recognised(api, slow):
+    async with (
+        asyncio.timeout(WAIT_S),
+        api.http.stream("POST", "/audio/transcriptions", files={"file": FILE},
+                        data={"model": "whisper-1", "stream": "true"}) as answer,
+    ):  # fmt: skip
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = answer.aiter_lines()
+        assert [await anext(lines) for _ in range(4)] == [": keep-alive", ""] * 2
+        slow.set()
+        data = [line async for line in lines if line.startswith("data: ")]
+    assert len(data) == 4
+
+
+async def test_comments_are_sent_between_two_events(api, service, slow):
+    async def wait(number: int) -> None:
+        if number == 1:
+            await slow.wait()
+
+    service.before_segment = wait
+    async with (
+        asyncio.timeout(WAIT_S),
+        api.http.stream("POST", "/audio/transcriptions", files={"file": FILE},
+                        data={"model": "whisper-1", "stream": "true"}) as answer,
+    ):  # fmt: skip
+        lines = answer.aiter_lines()
+        while "Hello there." not in await anext(lines):
+            pass
+        assert [await anext(lines) for _ in range(5)] == ["", *[": keep-alive", ""] * 2]
+        slow.set()
+        rest = [line async for line in lines if line.startswith("data: ")]
+    assert len(rest) == 3
+
+
+async def test_openais_clients_skip_the_comments(api, slow):
+    async def let_go() -> None:
+        await asyncio.sleep(0.1)
+        slow.set()
+
+    letting = asyncio.create_task(let_go())
+    stream = await api.transcribe(stream=True)
+    *deltas, done = [event async for event in stream]
+    await letting
+    assert "".join(event.delta for event in deltas) == done.text == TEXT
+    slow.clear()
+
+    def ask(sdk: OpenAI) -> list[str]:
+        stream = sdk.audio.transcriptions.create(file=FILE, model="whisper-1", stream=True)
+        return [event.type for event in stream]
+
+    letting = asyncio.create_task(let_go())
+    assert await api.in_thread(ask) == ["transcript.text.delta"] * 3 + ["transcript.text.done"]
+    await letting
+
+
+async def test_an_error_after_the_headers_is_an_event_that_the_client_raises(api, service, slow):
+    async def fail(number: int) -> None:
+        await asyncio.sleep(0.05)
+        raise EngineFailed("the recogniser gave up")
+
+    service.before_segment = fail
+    with pytest.raises(openai.APIError) as raised:
+        [event async for event in await api.transcribe(stream=True)]
+    assert (raised.value.code, raised.value.message) == ("engine_failed", "the recogniser gave up")
+
+
+async def test_a_client_that_leaves_before_the_first_segment_ends_the_work(service, slow):
+    stuck = service.before_segment = Stuck(after=0)
+    async with serving(service) as api, asyncio.timeout(WAIT_S):
+        stream = await api.transcribe(stream=True)
+        await stuck.begun.wait()
+        await stream.close()
+        await stuck.cancelled.wait()
+
+
+class Stuck:
+    """Recognition that yields so many segments and then hangs."""
+
+    def __init__(self, after: int = 1) -> None:
+        self._after = after
         self.begun = asyncio.Event()
         self.cancelled = asyncio.Event()
 
     async def __call__(self, number: int) -> None:
-        if number == 0:
+        if number < self._after:
             return
         self.begun.set()
         try:
