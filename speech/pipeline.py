@@ -190,7 +190,7 @@ class SpeechGraph:
                 segments = self._merge_words(run, [window], diarization) or ()
                 recognitions.append(replace(window, segments=segments))
                 for segment in segments:
-                    yield segment.stretched(options.speedup)
+                    yield segment.stretched(options.speedup).rounded()
         finally:
             if speakers is not None:
                 speakers.cancel()
@@ -322,7 +322,7 @@ class SpeechGraph:
             warnings=tuple(run.warnings),
             errors=tuple(run.errors),
         )
-        return transcript.stretched(options.speedup)
+        return transcript.stretched(options.speedup).rounded()
 
 
 async def _all_or_first_error(work: Mapping[K, Coroutine[Any, Any, T]]) -> dict[K, T]:

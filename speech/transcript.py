@@ -8,6 +8,11 @@ Scores = Mapping[str, float]
 """Emotion label to probability; the probabilities of one span sum to 1."""
 
 
+def whole_ms(seconds: float) -> float:
+    """The seconds rounded to milliseconds, the resolution of all times that clients receive."""
+    return round(seconds, 3)
+
+
 @dataclass(frozen=True, slots=True)
 class Word:
     """A recognised word; ``text`` keeps the space before it, so that joined words are the text."""
@@ -25,6 +30,10 @@ class Word:
     def stretched(self, factor: float) -> "Word":
         """The same word in audio that is ``factor`` times as long."""
         return _scaled(self, factor)
+
+    def rounded(self) -> "Word":
+        """The same word with times in whole milliseconds."""
+        return _rounded(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,10 @@ class Segment:
         words = tuple(word.stretched(factor) for word in self.words)
         seek = None if self.seek is None else round(self.seek * factor)
         return replace(_scaled(self, factor), words=words, seek=seek)
+
+    def rounded(self) -> "Segment":
+        """The same segment with times in whole milliseconds."""
+        return replace(_rounded(self), words=tuple(word.rounded() for word in self.words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +192,25 @@ class Transcript:
             emotions=None if emotions is None else tuple(_scaled(e, factor) for e in emotions),
         )
 
+    def rounded(self) -> "Transcript":
+        """The same transcript with times in whole milliseconds."""
+        segments, turns, emotions = self.segments, self.turns, self.emotions
+        return replace(
+            self,
+            duration=whole_ms(self.duration),
+            segments=None if segments is None else tuple(s.rounded() for s in segments),
+            turns=None if turns is None else tuple(_rounded(t) for t in turns),
+            emotions=None if emotions is None else tuple(_rounded(e) for e in emotions),
+            stage_seconds={stage: whole_ms(s) for stage, s in self.stage_seconds.items()},
+        )
+
 
 _Timed = TypeVar("_Timed", Word, Segment, Turn, EmotionSpan)
 
 
 def _scaled(timed: _Timed, factor: float) -> _Timed:
     return replace(timed, start=timed.start * factor, end=timed.end * factor)
+
+
+def _rounded(timed: _Timed) -> _Timed:
+    return replace(timed, start=whole_ms(timed.start), end=whole_ms(timed.end))

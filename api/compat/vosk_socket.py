@@ -240,8 +240,8 @@ def _word(word: Word) -> dict[str, Any]:
     confidence = 1.0 if word.probability is None else round(word.probability, 6)
     return {
         "conf": confidence,
-        "start": round(word.start, 3),
-        "end": round(word.end, 3),
+        "start": word.start,
+        "end": word.end,
         "word": text,
     }
 

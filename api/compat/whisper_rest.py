@@ -20,7 +20,7 @@ from api.service import FAMILIES, SpeechService, resolve_models
 from speech.errors import EmptyAudio
 from speech.pipeline import ProcessOptions, Task
 from speech.ports import TranscribeOptions
-from speech.transcript import Transcript
+from speech.transcript import Transcript, whole_ms
 
 PREFIX = "/api/"
 
@@ -220,7 +220,8 @@ def router(
             raise
         elapsed_s = time.monotonic() - begun_at
         metrics.processing_time_ms += round(elapsed_s * 1000)
-        return Response(to_json(_render(transcript, elapsed_s)), media_type="application/json")
+        body = _render(transcript, whole_ms(elapsed_s))
+        return Response(to_json(body), media_type="application/json")
 
     @routes.get("/models", summary="List the recognisers by the names that transcribe takes")
     async def list_models() -> RestModels:

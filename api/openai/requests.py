@@ -215,8 +215,9 @@ class TranscriptionForm(SpeechForm, _SpeakersForm):
     def _check(self) -> None:
         wanted = self.response_format
         self._refuse_known_speakers()
-        if self.timestamp_granularities and wanted != "verbose_json":
-            message = f"response_format '{wanted}' has no timestamps to choose."
+        # Segments are what a format has by itself, so to name them asks for nothing.
+        if "word" in self.timestamp_granularities and wanted != "verbose_json":
+            message = f"response_format '{wanted}' has no times of words; verbose_json has."
             raise refused("timestamp_granularities[]", message)
         if self.include and wanted != "json":
             raise refused("include[]", f"response_format '{wanted}' has no log probabilities.")

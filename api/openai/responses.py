@@ -7,7 +7,7 @@ from pathlib import PureWindowsPath
 from typing import Any, Literal, NotRequired
 
 from pydantic_core import to_json
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from api.openai.requests import DiarizationForm, Form, SpeechForm, TranslationForm
@@ -153,7 +153,8 @@ def speech_answer(transcript: Transcript, form: SpeechForm) -> Response:
         case "srt":
             return _text(subtitles.srt(transcript.segments or ()), transcript, form)
         case "vtt":
-            return _text(subtitles.vtt(transcript.segments or ()), transcript, form)
+            cues = subtitles.vtt(transcript.segments or ())
+            return _text(cues, transcript, form, media_type="text/vtt")
         case "verbose_json":
             return _json(_verbose(transcript, form))
         case "diarized_json":
@@ -330,7 +331,9 @@ def _json(body: Mapping[str, Any]) -> Response:
     return Response(to_json(body, inf_nan_mode="null"), media_type="application/json")
 
 
-def _text(text: str, transcript: Transcript, form: Form) -> Response:
+def _text(
+    text: str, transcript: Transcript, form: Form, media_type: str = "text/plain"
+) -> Response:
     warnings = warnings_of(transcript, form)
     headers = {WARNINGS_HEADER: json.dumps(warnings)} if warnings else {}
-    return PlainTextResponse(text, headers=headers)
+    return Response(text, headers=headers, media_type=media_type)

@@ -51,7 +51,7 @@ def router(service: SpeechService, aliases: Aliases, route_class: type[APIRoute]
         "/transcriptions",
         summary="Transcribe a file",
         response_model=Transcription | TranscriptionVerbose | TranscriptionDiarized,
-        responses=_also("text/plain", "text/event-stream"),
+        responses=_also("text/plain", "text/vtt", "text/event-stream"),
     )
     async def transcribe(
         request: Request, form: Annotated[TranscriptionForm, FormBody(media_type=MULTIPART)]
@@ -68,7 +68,7 @@ def router(service: SpeechService, aliases: Aliases, route_class: type[APIRoute]
         "/translations",
         summary="Translate a file to English",
         response_model=Transcription | TranscriptionVerbose,
-        responses=_also("text/plain"),
+        responses=_also("text/plain", "text/vtt"),
     )
     async def translate(
         form: Annotated[TranslationForm, FormBody(media_type=MULTIPART)],

@@ -132,10 +132,10 @@ class NativeStream:
         body: dict[str, Any] = {"type": event.kind, "seq": event.seq}
         match event.kind:
             case "progress":
-                body |= {"processed_s": _seconds(event.end), "lag_s": _seconds(event.lag_s)}
+                body |= {"processed_s": event.end, "lag_s": event.lag_s}
             case "speech_start" | "speech_end":
                 at = event.end if event.kind == "speech_start" else event.start
-                body |= {"utterance": event.utterance, "at": _seconds(at)}
+                body |= {"utterance": event.utterance, "at": at}
             case "done":
                 if self._live.sessions.draining and not self.ended:
                     return []  # another replica continues the stream
@@ -144,11 +144,11 @@ class NativeStream:
             case "partial" | "final":
                 body |= {
                     "utterance": event.utterance,
-                    "start": _seconds(event.start),
-                    "end": _seconds(event.end),
+                    "start": event.start,
+                    "end": event.end,
                     "text": event.text,
                     "words": [_word(word) for word in event.words],
-                    "lag_s": _seconds(event.lag_s),
+                    "lag_s": event.lag_s,
                 }
                 if event.emotion is not None:
                     body["emotion"] = dict(event.emotion)
@@ -173,14 +173,10 @@ def _is_current(session: LiveSession, resume: Resume) -> bool:
 def _word(word: Word) -> dict[str, Any]:
     return {
         "word": word.text.strip(),
-        "start": _seconds(word.start),
-        "end": _seconds(word.end),
+        "start": word.start,
+        "end": word.end,
         "probability": word.probability,
     }
-
-
-def _seconds(value: float) -> float:
-    return round(value, 3)
 
 
 def _short(error: ValidationError) -> str:

@@ -235,8 +235,7 @@ def _dia(transcript: Transcript) -> DiaResult | None:
     if transcript.turns is None:
         return None
     turns: list[TurnResult] = [
-        {"start": round(t.start, 3), "end": round(t.end, 3), "speaker": t.speaker}
-        for t in transcript.turns
+        {"start": t.start, "end": t.end, "speaker": t.speaker} for t in transcript.turns
     ]
     return {"turns": turns}
 

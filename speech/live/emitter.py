@@ -6,7 +6,7 @@ from typing import Any
 
 from speech.audio import SAMPLE_RATE
 from speech.live.events import Event, EventLog, Kind
-from speech.transcript import Word
+from speech.transcript import Word, whole_ms
 
 
 class EventEmitter:
@@ -52,9 +52,9 @@ class EventEmitter:
         event = Event(
             kind,
             self._log.number(),
-            self.seconds(start),
-            self.seconds(end),
-            lag_s=max(0.0, self._clock() - arrived),
+            whole_ms(self.seconds(start)),
+            whole_ms(self.seconds(end)),
+            lag_s=whole_ms(max(0.0, self._clock() - arrived)),
             **fields,
         )
         self._log.add(event)
@@ -70,7 +70,7 @@ class EventEmitter:
         **fields: Any,
     ) -> Event:
         """An event with words, whose times are seconds since ``begin``."""
-        placed = tuple(word.shifted(self.seconds(begin)) for word in words)
+        placed = tuple(word.shifted(self.seconds(begin)).rounded() for word in words)
         text = joined_text(words)
         return self.emit(kind, begin, end, arrived, text=text, words=placed, **fields)
 

@@ -30,7 +30,7 @@ RETAINED_EVENTS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event of the stream; times in seconds of the stream.
+    """One event of the stream; times in seconds of the stream, in whole milliseconds.
 
     ``seq`` rises from event to event and has gaps where a partial was overtaken. ``utterance``
     counts from 0; every utterance has exactly one final, whose ``text`` may be empty. ``lag_s`` is

@@ -406,3 +406,26 @@ async def test_a_stream_that_is_closed_recognises_no_more() -> None:
     await stream.aclose()
     assert len(models.windows) == 1
     assert not models.running
+
+
+def all_times(result: Transcript) -> list[float]:
+    assert result.segments is not None
+    timed = [*result.segments, *(result.turns or ()), *(result.emotions or ())]
+    timed += [word for segment in result.segments for word in segment.words]
+    spans = [time for item in timed for time in (item.start, item.end)]
+    return [result.duration, *result.stage_seconds.values(), *spans]
+
+
+async def test_all_times_of_a_transcript_are_whole_milliseconds() -> None:
+    models = Models(seconds=2.0000001)
+    tasks = options("transcribe", "diarization", "emotion", level="speaker", speedup=1.1)
+    result = await models.graph.process(b"x", tasks)
+    assert max(all_times(result)) > 2.0
+    assert all_times(result) == [round(time, 3) for time in all_times(result)]
+
+
+async def test_all_times_of_a_stream_are_whole_milliseconds() -> None:
+    requested = options("transcribe", "diarization", speedup=1.1)
+    async for found in Models(seconds=70.0000001).graph.stream(b"x", requested):
+        whole = Transcript(0.0, segments=(found,)) if isinstance(found, Segment) else found
+        assert all_times(whole) == [round(time, 3) for time in all_times(whole)]

@@ -33,17 +33,19 @@ async def test_json_has_the_text_and_the_seconds_of_the_audio(api):
 
 
 @pytest.mark.parametrize(
-    ("response_format", "expected"),
+    ("response_format", "media_type", "expected"),
     [
-        ("text", TEXT + "\n"),
-        ("srt", subtitles.srt(TRANSCRIPT.segments or ())),
-        ("vtt", subtitles.vtt(TRANSCRIPT.segments or ())),
+        ("text", "text/plain", TEXT + "\n"),
+        ("srt", "text/plain", subtitles.srt(TRANSCRIPT.segments or ())),
+        ("vtt", "text/vtt", subtitles.vtt(TRANSCRIPT.segments or ())),
     ],
 )
-async def test_text_and_subtitles_are_plain_text(api, response_format, expected):
+async def test_text_and_subtitles_have_the_type_of_their_format(
+    api, response_format, media_type, expected
+):
     assert await api.transcribe(response_format=response_format) == expected
     answer = await api.post(response_format=response_format)
-    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["content-type"] == f"{media_type}; charset=utf-8"
     assert answer.text == expected
 
 
@@ -69,6 +71,13 @@ async def test_what_only_whisper_knows_is_a_number_for_other_models_too(api):
     segment = (await api.transcribe(response_format="verbose_json")).segments[1]
     figures = (segment.seek, segment.temperature, segment.avg_logprob, segment.no_speech_prob)
     assert (segment.tokens, segment.compression_ratio, *figures) == ([], 0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("wanted", ["json", "text", "srt", "vtt", "diarized_json"])
+async def test_times_of_segments_may_be_asked_for_with_every_format(api, wanted):
+    plain = await api.post(response_format=wanted)
+    asked = await api.post(response_format=wanted, **{"timestamp_granularities[]": ["segment"]})
+    assert (asked.status_code, asked.text) == (200, plain.text)
 
 
 @pytest.mark.parametrize("granularities", [["word"], ["segment"], ["word", "segment"]])

@@ -21,19 +21,19 @@ TRANSCRIPT = Transcript(
     segments=(
         Segment(
             0.0,
-            1.0123456,
+            1.012,
             " Привет, мир.",
             (
-                Word(" Привет,", 0.0, 0.4321987, 0.98, "SPEAKER_00"),
-                Word(" мир.", 0.5, 1.0123456, None, "SPEAKER_00"),
+                Word(" Привет,", 0.0, 0.432, 0.98, "SPEAKER_00"),
+                Word(" мир.", 0.5, 1.012, None, "SPEAKER_00"),
             ),
             speaker="SPEAKER_00",
             emotion=SCORES,
         ),
         Segment(1.5, 2.0, " Да.", (Word(" Да.", 1.5, 2.0, 0.5),)),
     ),
-    turns=(Turn(0.0301234, 1.0456789, "SPEAKER_00"),),
-    emotions=(EmotionSpan(0.0, 0.4321987, SCORES, "SPEAKER_00"),),
+    turns=(Turn(0.03, 1.046, "SPEAKER_00"),),
+    emotions=(EmotionSpan(0.0, 0.432, SCORES, "SPEAKER_00"),),
     models={"transcribe": "large-v3-turbo"},
     stage_seconds={"decode": 0.1},
     warnings=("something to know",),
@@ -61,8 +61,8 @@ async def test_the_json_answer_has_four_keys_and_three_blocks(client, service):
     assert body == {"status": "completed", "job_id": None, "error": None}
     who = "SPEAKER_00"
     first = [
-        {"start": 0.0, "end": 0.4321987, "word": " Привет,", "confidence": 0.98, "speaker": who},
-        {"start": 0.5, "end": 1.0123456, "word": " мир.", "confidence": None, "speaker": who},
+        {"start": 0.0, "end": 0.432, "word": " Привет,", "confidence": 0.98, "speaker": who},
+        {"start": 0.5, "end": 1.012, "word": " мир.", "confidence": None, "speaker": who},
     ]
     second = [{"start": 1.5, "end": 2.0, "word": " Да.", "confidence": 0.5, "speaker": None}]
     assert result["tra"] == {
@@ -75,7 +75,7 @@ async def test_the_json_answer_has_four_keys_and_three_blocks(client, service):
         "segments": [
             {
                 "start": 0.0,
-                "end": 1.0123456,
+                "end": 1.012,
                 "text": "Привет, мир.",
                 "speaker": who,
                 "emotion": SCORES,
@@ -93,7 +93,7 @@ async def test_the_json_answer_has_four_keys_and_three_blocks(client, service):
     }
     assert result["dia"] == {"turns": [{"start": 0.03, "end": 1.046, "speaker": who}]}
     assert result["emo"] == {
-        "segments": [{"start": 0.0, "end": 0.4321987, "emotional": SCORES, "speaker": who}]
+        "segments": [{"start": 0.0, "end": 0.432, "emotional": SCORES, "speaker": who}]
     }
     assert result["duration"] == 2.5
     assert result["models"] == {"transcribe": "large-v3-turbo"}

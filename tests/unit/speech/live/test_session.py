@@ -410,6 +410,20 @@ async def test_lag_is_the_time_since_the_last_sample_of_an_event_came(models):
     assert final.lag_s == pytest.approx(7.0)
 
 
+async def test_all_times_of_events_are_whole_milliseconds(models):
+    session = session_of(models, STREAMING, resume_from=ResumeState(10.0000001))
+    running = asyncio.create_task(session.run())
+    session.offer(exact(phrase(3), silence(1)))
+    session.end()
+    events = await _collect(session)
+    await running
+    words = [word for event in events for word in event.words]
+    times = [time for item in (*events, *words) for time in (item.start, item.end)]
+    times += [event.lag_s for event in events]
+    assert words
+    assert times == [round(time, 3) for time in times]
+
+
 async def test_the_place_of_the_next_audio_counts_whole_samples(models):
     pcm_format = PcmFormat(16_000, 2)
     session = session_of(models, replace(STREAMING, pcm=pcm_format), resume_from=ResumeState(10.0))
