@@ -31,7 +31,7 @@ class SocketPaths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").rstrip("/")
         if scope["type"] == "websocket" and path != scope.get("root_path", ""):
-            scope = {**scope, "path": path}
+            scope["path"] = path  # in place: the server logs this scope without the key
         await self.app(scope, receive, send)
 
 
