@@ -47,7 +47,8 @@ def _state(application: str, deployment: str, replica: str) -> tuple[bool, str |
     details = _details(application)
     if details["status"] == ApplicationStatus.DELETING:  # its deployments may be absent already
         return True, None
-    replicas = details["deployments"][deployment]["replicas"]
+    # Serve lists no deployments while it builds an update, and none after that has failed.
+    replicas = details["deployments"].get(deployment, {"replicas": []})["replicas"]
     return False, next((r["state"] for r in replicas if r["replica_id"] == replica), None)
 
 

@@ -116,7 +116,10 @@ class GraphService:
         """See :meth:`api.service.SpeechService.deployment_states`."""
         asked_at, states = self._states
         if time.monotonic() - asked_at > STATUS_AGE_S:
-            states = await asyncio.to_thread(_states_of, serve.get_replica_context().app_name)
+            found = await asyncio.to_thread(_states_of, serve.get_replica_context().app_name)
+            # Serve lists none while it builds an update, and none after that has failed: what ran
+            # before runs on.
+            states = found or states
             self._states = (time.monotonic(), states)
         return states
 

@@ -1,6 +1,7 @@
 """The end of a replica: noticed by its state in Serve's details, which may fail to be read."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -117,3 +118,14 @@ async def test_a_state_that_cannot_be_read_is_read_again(
     controlled(controller)
     assert await drained(controller) == 1
     assert controller.polls == 3
+
+
+async def test_no_warning_is_logged_while_serve_builds_an_update(
+    controlled: Callable[[Controller], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    building = {"applications": {"app": {"status": "DEPLOYING", "deployments": {}}}}
+    controller = Controller(building, building, details(ReplicaState.STOPPING))
+    controlled(controller)
+    assert await drained(controller) == 1
+    assert controller.polls == 3
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []

@@ -178,3 +178,20 @@ async def test_the_states_of_the_deployments_are_queried_once_a_while(
     monkeypatch.setattr(graph_service, "STATUS_AGE_S", -1.0)
     await graph.deployment_states()
     assert queries == ["app", "app"]
+
+
+async def test_the_states_from_before_an_update_count_while_it_is_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then, and after its build has failed, Serve lists no deployments; the old ones run."""
+    replicas = {"replicas": [{"state": "RUNNING"}], "deployment_config": {"num_replicas": 1}}
+    reports: list[dict[str, Any]] = [{"Vosk": replicas}, {}]
+    context = SimpleNamespace(app_name="app")
+    monkeypatch.setattr(graph_service.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(graph_service, "deployments_of", lambda _: reports.pop(0))
+    monkeypatch.setattr(graph_service, "STATUS_AGE_S", -1.0)
+    graph, _ = service()
+    running = {"Vosk": DeploymentState(running=True, required=True)}
+    assert await graph.deployment_states() == running
+    assert await graph.deployment_states() == running
+    assert reports == []
