@@ -94,11 +94,13 @@ class JobRunner:
             self._running = asyncio.create_task(self._worker.run())
             follow_replicas(self._models)
             in_background(partial(when_draining, self.drain), "watch of the state", restart=True)
-        elif self._running.done():
+        elif self._draining is None and self._running.done():
             self._running.result()
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
         """The input of :class:`deployments.runtime.scaling.FollowJobs`."""
+        if self._draining is not None:  # nobody may take the jobs that this drain releases
+            return {"jobs": 0}
         backlog = await asyncio.to_thread(self._store.backlog)
         return {"jobs": backlog.queued + backlog.processing}
 

@@ -5,6 +5,7 @@ the cluster. `serve run CONFIG` and, on a cluster, `serve deploy CONFIG` run the
 """
 
 import argparse
+import asyncio
 import contextlib
 import logging
 import os
@@ -27,6 +28,8 @@ from configs.settings import SERVE_ENVIRONMENT
 # directory; on a laptop the dashboard listens on loopback only.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Threads of a handle outlive the cluster: they must not connect to another one that runs here.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 os.environ.update(SERVE_ENVIRONMENT)
 # Ray starts a worker per logical CPU at once; they become the replicas. Importing Serve while the
 # cluster comes up is half of what a replica's process does before it loads its model.
@@ -45,6 +48,7 @@ from ray.serve._private.constants import (
 )
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, LoggingConfig
 
 from api.auth.key_file import create_key_file
@@ -170,9 +174,11 @@ def root_cause(message: str) -> str:
 
 def _stop(application: str, args: SpeechArgs) -> None:
     """Drain the application, then stop the cluster; a signal ends the drain."""
-    with contextlib.suppress(KeyboardInterrupt):
-        _drain(application, args)
-    _end_cluster()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_drain(application, args))
+    finally:
+        _end_cluster()
 
 
 def _end_cluster() -> None:
@@ -183,29 +189,33 @@ def _end_cluster() -> None:
     ray.shutdown()
 
 
-def _drain(application: str, args: SpeechArgs) -> None:
+async def _drain(application: str, args: SpeechArgs) -> None:
     """Let streams and requests end, and the jobs be finished or released, in bounded time."""
     bounds_s = {"Ingress": args.ingress.lifecycle.drain_timeout_s}
     if args.jobs is not None:
         bounds_s["JobRunner"] = args.jobs.lifecycle.drain_timeout_s
-    drains = {
-        name: _drain_deployment.remote(name, application, bound_s + DRAIN_SLACK_S)
-        for name, bound_s in bounds_s.items()
-    }
-    for name, drain in drains.items():
-        try:
-            ray.get(drain)
-        except RayError as error:
-            sys.stderr.write(f"{name} was not drained: {root_cause(str(error))}\n")
+    await asyncio.gather(
+        *(
+            _drain_deployment(serve.get_deployment_handle(name, application), bound_s)
+            for name, bound_s in bounds_s.items()
+        )
+    )
 
 
-# In a process of the cluster: a handle in this one would outlive the cluster, and its threads would
-# connect to any other that runs here.
-@ray.remote(num_cpus=0, max_retries=0)
-def _drain_deployment(name: str, application: str, bound_s: float) -> None:
-    handle = serve.get_deployment_handle(name, application)
-    with contextlib.suppress(DeploymentUnavailableError):  # it has no replica
-        handle.broadcast("drain").results(timeout_s=bound_s, return_exceptions=True)
+async def _drain_deployment(handle: DeploymentHandle[Any], bound_s: float) -> None:
+    failed: list[Exception] = []
+    try:
+        async with asyncio.timeout(bound_s + DRAIN_SLACK_S):
+            for _ in range(2):  # the second time those that autoscaling added meanwhile
+                drained = await handle.broadcast("drain").results_async(return_exceptions=True)
+                failed += [result for result in drained if isinstance(result, Exception)]
+    except DeploymentUnavailableError:
+        return  # it has no replica
+    except (RayError, TimeoutError) as error:
+        failed.append(error)
+    for failure in failed:
+        reason = root_cause(str(failure)) or "it took too long"
+        sys.stderr.write(f"{handle.deployment_name} was not drained: {reason}\n")
 
 
 def _stop_proxies() -> None:

@@ -37,7 +37,7 @@ async def when_draining(then: Callable[[], Awaitable[None]]) -> None:
         if deleted:
             keep_last_replicas()
         if deleted or state == ReplicaState.STOPPING:
-            logger.info("this replica is being stopped, live streams end at their next pause")
+            logger.info("this replica is being stopped")
             await then()
             return
 

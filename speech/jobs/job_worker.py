@@ -149,7 +149,13 @@ class JobWorker:
             pass
 
     async def _next_job(self) -> bool:
-        lease = await asyncio.to_thread(self._store.take, self._rules.lease_s)
+        taking = asyncio.create_task(asyncio.to_thread(self._store.take, self._rules.lease_s))
+        try:
+            lease = await asyncio.shield(taking)
+        except asyncio.CancelledError:  # the thread takes it nevertheless
+            if (lease := await taking) is not None:
+                await self._release(lease)
+            raise
         if lease is not None:
             with about_job(lease.job.id):
                 await self._attempt(lease)
@@ -166,12 +172,15 @@ class JobWorker:
                     return
             await self._settle(lease, work)
         except asyncio.CancelledError:
-            # The worker stops, not the job: it is due at once, and this attempt does not count.
-            await asyncio.to_thread(self._store.requeue, lease, 0.0, None, counted=False)
+            await self._release(lease)
             raise
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+
+    async def _release(self, lease: Lease) -> None:
+        """The worker stops, not the job: it is due at once, and this attempt does not count."""
+        await asyncio.to_thread(self._store.requeue, lease, 0.0, None, counted=False)
 
     async def _heartbeat(self, lease: Lease, progress: Progress) -> bool:
         stage, seconds_done = progress.stage, progress.seconds_done

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from speech.errors import (
 )
 from speech.jobs import job_worker
 from speech.jobs.job_worker import Progress
-from speech.jobs.states import Job
+from speech.jobs.states import Job, Lease
 from speech.log_context import job_id
 from tests.unit.job_service import RULES, Jobs, eventually, jobs_in
 
@@ -335,6 +336,28 @@ async def test_a_cancelled_worker_requeues_its_jobs_at_once(jobs: Jobs) -> None:
     async with jobs.working():
         done = await jobs.ended(job.id)
     assert (done.state, done.attempts) == ("completed", 1)
+
+
+async def test_a_worker_cancelled_while_it_takes_a_job_requeues_it_at_once(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, cancelled = jobs.store.take, threading.Event()
+    taking, leases = threading.Event(), []
+
+    def slow_take(lease_s: float) -> Lease | None:
+        taking.set()
+        assert cancelled.wait(20)
+        leases.append(take(lease_s))
+        return leases[-1]
+
+    monkeypatch.setattr(jobs.store, "take", slow_take)
+    job = jobs.desk.submit("", b"1", "{}")
+    async with jobs.working():
+        assert await asyncio.to_thread(taking.wait, 20)
+        asyncio.get_running_loop().call_soon(cancelled.set)
+    await eventually(lambda: any(leases))
+    requeued = await jobs.until(job.id, lambda job: job.state == "queued")
+    assert requeued.attempts == 0
 
 
 async def test_a_job_of_a_dead_worker_is_done_by_another(jobs: Jobs) -> None:

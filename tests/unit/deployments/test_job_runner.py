@@ -1,0 +1,79 @@
+"""The deployment of a job worker, without Ray: its drain, and what Serve asks it meanwhile."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from configs.catalogue import Catalogue
+from configs.deployment_settings import Lifecycle
+from configs.settings import JobSettings
+from deployments import jobs as deployment
+from deployments.jobs import LAST_WRITES_S, JobRunner, job_desk
+from speech.jobs.job_worker import Progress
+from speech.jobs.states import Job
+
+
+class Runner(JobRunner):
+    """Its work does not end; without the destructor, which is for Serve."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.begun = asyncio.Event()
+
+    async def _work(self, job: Job, data: bytes, progress: Progress) -> str:
+        self.begun.set()
+        await asyncio.Event().wait()
+        return ""
+
+    def __del__(self) -> None:
+        pass
+
+
+class Decoder:
+    """A deployment without replicas."""
+
+    deployment_name = "Decoder"
+    decode = None
+
+    def broadcast(self, method: str) -> Any:
+        raise DeploymentUnavailableError(DeploymentID("Decoder", "app"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> JobSettings:
+    """Of a runner that releases its jobs as soon as it is drained."""
+    return JobSettings(
+        directory=str(tmp_path),
+        database=f"sqlite:///{tmp_path / 'jobs.sqlite3'}",
+        lifecycle=Lifecycle(drain_timeout_s=LAST_WRITES_S),
+    )
+
+
+@pytest.fixture
+def runner(settings: JobSettings, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    async def never(then: Callable[[], Awaitable[None]]) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(deployment, "when_draining", never)
+    handles: dict[str, Any] = {"decoder": Decoder()}
+    return Runner(settings, Catalogue.load(), handles, {}, {"decoder": 1.0}, "whisper", None)
+
+
+async def test_a_drained_runner_is_not_replaced_by_one_that_takes_its_jobs(
+    runner: Runner, settings: JobSettings
+) -> None:
+    desk = job_desk(settings)
+    job = await asyncio.to_thread(desk.submit, "", b"RIFF", "{}")
+    await runner.check_health()
+    await runner.begun.wait()
+    await runner.drain()
+    requeued = await asyncio.to_thread(desk.find, "", job.id)
+    assert requeued is not None
+    assert (requeued.state, requeued.attempts) == ("queued", 0)
+    await runner.check_health()
+    assert await runner.record_autoscaling_stats() == {"jobs": 0}
