@@ -1,6 +1,7 @@
 """Runners of jobs as a deployment: they lease jobs from the store and run the graph on them."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
@@ -123,7 +124,8 @@ class JobRunner:
         async with held(self._models):
             await asyncio.wait({running}, timeout=left_s)
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
 
     async def __del__(self) -> None:
         """Called by Serve when the replica is stopped."""

@@ -4,9 +4,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from speech.audio import SAMPLE_RATE, Samples
+from speech.background import in_background
 from speech.errors import SpeechError
 from speech.live.agreement import Agreement, next_pass
 from speech.live.audio_buffer import AudioBuffer
@@ -163,7 +165,9 @@ class RerecognisedPartials:
         if end - begin < self._next_pass or (self._pass is not None and not self._pass.done()):
             return
         self._next_pass = next_pass(end - begin)
-        self._pass = asyncio.create_task(self._run_pass(begin, end))
+        self._pass = in_background(
+            partial(self._run_pass, begin, end), "a pass for partials", restart=False
+        )
 
     async def finish(self, utterance: Utterance) -> Draft:
         """See :class:`Partials`; a pass that is running is given up."""

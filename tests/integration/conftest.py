@@ -71,7 +71,7 @@ def application(cluster: str) -> Service:
         try:
             yield f"{cluster}/{name}"
         finally:
-            serve.delete(name)
+            serve.delete(name, _blocking=False)  # the next test need not wait for it
 
     return start
 

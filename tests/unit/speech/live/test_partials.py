@@ -177,6 +177,16 @@ async def test_one_pass_runs_at_a_time_and_is_given_up_with_its_utterance(
     assert emitted.texts == ["9"]
 
 
+async def test_a_pass_that_fails_unexpectedly_is_logged(
+    recogniser: Recogniser, emitted: Emitted, caplog: pytest.LogCaptureFixture
+) -> None:
+    partials = rerecognised(recogniser, emitted)
+    recogniser.failure = RuntimeError("a fault of the pass")
+    await grown(partials, 0, range(1, 2))
+    await partials.stop()
+    assert "a fault of the pass" in caplog.text
+
+
 async def test_a_pass_that_fails_is_no_partial_and_the_next_one_runs(
     recogniser: Recogniser, emitted: Emitted
 ) -> None:
