@@ -36,6 +36,8 @@ logger = logging.getLogger(f"speechgraph.{__name__}")
 
 FOLLOW_S = 1.0
 """Seconds between two queries of the recognisers' progress."""
+IDLE_S = 0.25
+"""In this time a worker without jobs stops; one that takes longer needs the models."""
 LAST_WRITES_S = 5.0
 """Part of the drain that is reserved for releasing jobs."""
 
@@ -120,9 +122,11 @@ class JobRunner:
 
     async def _drain(self, running: asyncio.Task[None]) -> None:
         self._worker.stop()
-        left_s = max(0.0, self._settings.lifecycle.drain_timeout_s - LAST_WRITES_S)
-        async with held(self._models):
-            await asyncio.wait({running}, timeout=left_s)
+        left_s = self._settings.lifecycle.drain_timeout_s - LAST_WRITES_S - IDLE_S
+        ended, _ = await asyncio.wait({running}, timeout=IDLE_S)
+        if not ended and left_s > 0:
+            async with held(self._models):
+                await asyncio.wait({running}, timeout=left_s)
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running

@@ -16,7 +16,7 @@ import soxr
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from speech.audio import SAMPLE_RATE
+from speech.audio import SAMPLE_RATE, Samples
 from tests.unit.heldout import clips, wer
 
 MAX_WER = 0.35
@@ -96,7 +96,7 @@ async def clients(url: str, demo_audio: Path) -> AsyncIterator[Clients]:
         job = await http.post("/v1/process", **_form(meeting, async_process=True))
         assert job.status_code == 200, job.text
         sockets = {
-            name: asyncio.create_task(_talk(url, dialect, samples, event))
+            name: asyncio.create_task(talk(url, dialect, samples, event))
             for (name, dialect), event in zip(DIALECTS.items(), begun, strict=False)
         }
         streamed = asyncio.create_task(_stream(http, meeting, begun[-1]))
@@ -137,8 +137,8 @@ async def _stream(http: httpx.AsyncClient, audio: bytes, begun: asyncio.Event) -
     return lines
 
 
-async def _talk(
-    url: str, dialect: Dialect, samples: Any, begun: asyncio.Event
+async def talk(
+    url: str, dialect: Dialect, samples: Samples, begun: asyncio.Event
 ) -> tuple[str, int | None]:
     """The text of all finals, and the close code, of a client that has no more to send for now."""
     rate = 24_000 if dialect.realtime else SAMPLE_RATE

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from infra.job_store import SqlJobStore
-from tests.e2e.drained import clients
+from tests.e2e.drained import DIALECTS, clients, talk
 from tests.e2e.launched import eventually
+from tests.unit.heldout import clips
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -103,12 +104,17 @@ async def test_sigterm_lets_streams_and_requests_end_and_releases_jobs(
 async def test_a_second_sigterm_stops_at_once(
     config: Path, repository: Path, demo_audio: Path
 ) -> None:
+    (clip,) = clips(demo_audio, count=1)
+    unfinished = clip.samples[: len(clip.samples) // 2]
+    begun = asyncio.Event()
     with launcher(config, repository, {}) as (url, process):
-        async with clients(url, demo_audio) as at_work:
-            process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(1)
-            assert process.poll() is None
-            process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(process.wait, STOP_S) == 0
-            codes = [(await socket)[1] for socket in at_work.sockets.values()]
-    assert 1001 not in codes
+        stream = asyncio.create_task(talk(url, DIALECTS["native"], unfinished, begun))
+        async with asyncio.timeout(60):
+            await begun.wait()
+        process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, STOP_S) == 0
+        _, code = await stream
+    assert code != 1001

@@ -35,32 +35,41 @@ class Runner(JobRunner):
 
 
 class Decoder:
-    """A deployment without replicas."""
+    """A deployment without replicas, which counts what it is asked nevertheless."""
 
     deployment_name = "Decoder"
     decode = None
 
+    def __init__(self) -> None:
+        self.holds = 0
+
     def broadcast(self, method: str) -> Any:
+        self.holds += method == "hold"
         raise DeploymentUnavailableError(DeploymentID("Decoder", "app"))
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> JobSettings:
-    """Of a runner that releases its jobs as soon as it is drained."""
+    """Of a runner that releases its jobs soon after it is drained."""
     return JobSettings(
         directory=str(tmp_path),
         database=f"sqlite:///{tmp_path / 'jobs.sqlite3'}",
-        lifecycle=Lifecycle(drain_timeout_s=LAST_WRITES_S),
+        lifecycle=Lifecycle(drain_timeout_s=LAST_WRITES_S + 1),
     )
 
 
 @pytest.fixture
-def runner(settings: JobSettings, monkeypatch: pytest.MonkeyPatch) -> Runner:
+def decoder() -> Decoder:
+    return Decoder()
+
+
+@pytest.fixture
+def runner(settings: JobSettings, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> Runner:
     async def never(then: Callable[[], Awaitable[None]]) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(deployment, "when_draining", never)
-    handles: dict[str, Any] = {"decoder": Decoder()}
+    handles: dict[str, Any] = {"decoder": decoder}
     return Runner(settings, Catalogue.load(), handles, {}, {"decoder": 1.0}, "whisper", None)
 
 
@@ -77,3 +86,13 @@ async def test_a_drained_runner_is_not_replaced_by_one_that_takes_its_jobs(
     assert (requeued.state, requeued.attempts) == ("queued", 0)
     await runner.check_health()
     assert await runner.record_autoscaling_stats() == {"jobs": 0}
+
+
+async def test_an_idle_runner_does_not_delay_the_end_of_the_models(
+    runner: Runner, decoder: Decoder
+) -> None:
+    await runner.check_health()
+    await asyncio.sleep(0.1)
+    before = decoder.holds
+    await runner.drain()
+    assert decoder.holds == before
