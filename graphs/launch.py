@@ -196,13 +196,14 @@ async def _drain(application: str, args: SpeechArgs) -> None:
         bounds_s["JobRunner"] = args.jobs.lifecycle.drain_timeout_s
     await asyncio.gather(
         *(
-            _drain_deployment(serve.get_deployment_handle(name, application), bound_s)
+            drain_deployment(serve.get_deployment_handle(name, application), bound_s)
             for name, bound_s in bounds_s.items()
         )
     )
 
 
-async def _drain_deployment(handle: DeploymentHandle[Any], bound_s: float) -> None:
+async def drain_deployment(handle: DeploymentHandle[Any], bound_s: float) -> None:
+    """Drain all replicas of a deployment; what fails, or takes too long, goes to stderr."""
     failed: list[Exception] = []
     try:
         async with asyncio.timeout(bound_s + DRAIN_SLACK_S):

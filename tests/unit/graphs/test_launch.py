@@ -1,6 +1,15 @@
-"""What the launcher reports when a deployment does not start."""
+"""What the launcher reports when a deployment does not start, or is not drained."""
 
-from graphs.launch import root_cause
+import asyncio
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from graphs import launch
+from graphs.launch import drain_deployment, root_cause
 
 MESSAGE = """The deployment failed to start 3 times in a row. Error:
 ray::ServeReplica:speech:Vosk.initialize_and_get_metadata() (pid=32720, ip=192.0.2.2)
@@ -31,3 +40,57 @@ def test_the_root_cause_is_the_exception_below_the_last_frame_in_one_line() -> N
 
 def test_a_message_without_a_traceback_is_its_own_cause() -> None:
     assert root_cause("no node\n has a GPU") == "no node has a GPU"
+
+
+class Replicas:
+    """A deployment whose replicas return or raise these when they are drained, round by round."""
+
+    deployment_name = "Ingress"
+
+    def __init__(self, *rounds: list[Exception | None] | Exception) -> None:
+        self.rounds = list(rounds)
+
+    def broadcast(self, method: str) -> "Replicas":
+        assert method == "drain"
+        return self
+
+    async def results_async(self, *, return_exceptions: bool) -> list[Any]:
+        results = self.rounds.pop(0) if self.rounds else await asyncio.Future()
+        if isinstance(results, Exception):
+            raise results
+        return results
+
+
+async def test_replicas_that_start_during_a_drain_are_drained_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    replicas = Replicas([None], [None, None])
+    await drain_deployment(replicas, 60)
+    assert replicas.rounds == []
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("rounds", "report"),
+    [
+        (
+            [[None, RayActorError()], [None]],
+            "Ingress was not drained: The actor experienced an error",
+        ),
+        ([RayActorError()], "Ingress was not drained: The actor experienced an error"),
+        ([[None]], "Ingress was not drained: it took too long"),
+        ([DeploymentUnavailableError(DeploymentID("Ingress", "speech"))], ""),
+    ],
+    ids=["a replica dies", "all replicas die", "endless", "no replica"],
+)
+async def test_a_replica_that_is_not_drained_is_reported(
+    rounds: list[Any],
+    report: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch, "DRAIN_SLACK_S", 0.05)
+    await drain_deployment(Replicas(*rounds), 0)
+    reported = capsys.readouterr().err
+    assert reported.startswith(report)
+    assert bool(reported) == bool(report)
