@@ -104,7 +104,7 @@ async def test_sigterm_lets_streams_and_requests_end_and_releases_jobs(
 async def test_a_second_sigterm_stops_at_once(
     config: Path, repository: Path, demo_audio: Path
 ) -> None:
-    (clip,) = clips(demo_audio, count=1)
+    clip = clips(demo_audio, count=1)[0]
     unfinished = clip.samples[: len(clip.samples) // 2]
     begun = asyncio.Event()
     with launcher(config, repository, {}) as (url, process):
