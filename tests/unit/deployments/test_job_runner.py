@@ -53,7 +53,6 @@ def settings(tmp_path: Path) -> JobSettings:
     """Of a runner that releases its jobs soon after it is drained."""
     return JobSettings(
         directory=str(tmp_path),
-        database=f"sqlite:///{tmp_path / 'jobs.sqlite3'}",
         lifecycle=Lifecycle(drain_timeout_s=LAST_WRITES_S + 1),
     )
 
@@ -69,6 +68,7 @@ def runner(settings: JobSettings, decoder: Decoder, monkeypatch: pytest.MonkeyPa
         await asyncio.Event().wait()
 
     monkeypatch.setattr(deployment, "when_draining", never)
+    monkeypatch.setattr(deployment.ray, "nodes", lambda: [])
     handles: dict[str, Any] = {"decoder": decoder}
     return Runner(settings, Catalogue.load(), handles, {}, {"decoder": 1.0}, "whisper", None)
 
