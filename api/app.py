@@ -6,13 +6,15 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from api import health, models
+from api import health, index, models
 from api.auth import routes as key_routes
 from api.auth.key_file import KeyFile
 from api.auth.key_limits import KeyLimits, LocalLimits
 from api.auth.middleware import KeyCheck, describe_keys
 from api.compat import vosk, whisper_asr, whisper_rest
+from api.cors import cors
 from api.errors import ErrorBoundary, ErrorShapes
+from api.head import HeadAsGet
 from api.limits import FORM_LIMITS, BodyLimit, Places, heavy_route
 from api.live.registry import LiveStreams
 from api.live.websocket import SocketPaths
@@ -21,6 +23,7 @@ from api.openai import routes as openai
 from api.request_id import RequestId
 from api.service import SpeechService, with_max_duration
 from api.v1 import jobs, live, process
+from api.wrong_paths import WrongPath
 from configs.catalogue import resolve_path
 from configs.settings import Dialect, IngressSettings
 from infra.fetch import Fetcher
@@ -79,6 +82,7 @@ def make_app(
         whisper_rest.router(bounded("whisper"), rest_aliases, version, heavy),
         models.router(service, openai_aliases),
         health.router(service, streams.sessions, version),
+        index.router(version),
         live.router(streams),
         vosk.router(streams, settings.vosk),
         realtime.router(streams, openai_aliases),
@@ -100,6 +104,7 @@ def make_app(
     )
     for router in routers:
         app.include_router(router)
+    app.router.default = WrongPath(app.routes, SHAPES)
     if keys is not None:
         describe_keys(app)
     return app
@@ -124,8 +129,10 @@ def _middleware(
         Middleware(RequestId, server_echoes=server_echoes_request_id),
         Middleware(SocketPaths),
         Middleware(whisper_rest.Cors),
+        *cors(settings.cors_origins),
         Middleware(ErrorBoundary, shapes=SHAPES),
         *key_check,
+        Middleware(HeadAsGet),
         Middleware(
             BodyLimit,
             max_bytes=max_bytes,

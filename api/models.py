@@ -111,6 +111,7 @@ def router(service: SpeechService, aliases: Mapping[str, str | None]) -> APIRout
             "default": entry.id in service.default_models.values(),
         }
 
+    @routes.get("/v1/models/", include_in_schema=False)
     @routes.get(
         "/v1/models",
         summary="List the models of this service",

@@ -189,7 +189,7 @@ IGNORED: Mapping[str, str] = {
     "HSA_OVERRIDE_GFX_VERSION": "the ROCm driver reads it, and no engine here runs on ROCm",
     "CACHE_DIR": "transcripts are not cached",
     "ENABLE_CACHE": "transcripts are not cached",
-    "CORS_ORIGINS": "pages of any origin may call /api/, and no other route",
+    "CORS_ORIGINS": "ingress.cors_origins names pages that may call; /api/ is open to all",
     "MAX_REQUESTS_PER_MINUTE": "the rate is a matter of each key",
     # B
     "LOGGING_FORMAT": _LOGS,

@@ -4,7 +4,7 @@ Environment variables named ``SPEECHGRAPH__<DEPLOYMENT>__<FIELD>`` override the 
 old servers can, see :mod:`configs.legacy_environment`.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
@@ -20,6 +20,8 @@ from configs.signing_key import signing_key
 
 Device = Literal["auto", "cpu", "cuda"]
 Dialect = Literal["v1", "openai", "asr", "whisper"]
+
+ORIGIN = r"^(\*|https?://[^/*\s]+(:\*)?)$"
 
 METRICS_INTERVAL_S = 1.0
 """Seconds until autoscaling sees a change of load; Ray's default is 10."""
@@ -355,6 +357,11 @@ class IngressSettings(Deployment):
         False, description="Fetch files that requests name by URL, from public addresses only."
     )
     url_timeout_s: float = Field(60.0, gt=0, description="Longest fetch of such a file, seconds.")
+    cors_origins: tuple[Annotated[str, Field(pattern=ORIGIN)], ...] = Field(
+        (),
+        description="Origins of the pages that may call this service from a browser, such as "
+        "https://app.example; http://localhost:* is any port, and * is any origin.",
+    )
     keys_file: str | None = Field(
         None,
         description="File of the API keys; a relative path as in models_dir. null: no keys are "

@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from api import index
 from api.auth.key_file import KeyFile, covers
 from api.auth.key_limits import KeyLimits, LimitReached
 from api.errors import ErrorShapes, Problem, retry_after
@@ -48,7 +49,7 @@ class KeyCheck:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         problem: Problem | None = None
         async with AsyncExitStack() as held:
-            if not covers(OPEN_ROUTES, path) and not _is_preflight(scope):
+            if not _is_open(scope, path):
                 problem = await self._admit(presented, scope, path, held)
             if problem is None:
                 await self.app(scope, receive, send)
@@ -95,10 +96,12 @@ def max_concurrent_of(connection: HTTPConnection) -> int | None:
     return getattr(connection.state, "max_concurrent", None)
 
 
-def _is_preflight(scope: Scope) -> bool:
-    """Whether a browser asks for permission to send a request, which it does without a key."""
+def _is_open(scope: Scope, path: str) -> bool:
+    """Whether a request needs no key. A browser asks without one whether it may send another."""
+    if scope.get("method") in ("GET", "HEAD") and path in index.PATHS:
+        return True
     asks = any(name == b"access-control-request-method" for name, _ in scope["headers"])
-    return asks and scope.get("method") == "OPTIONS"
+    return covers(OPEN_ROUTES, path) or (asks and scope.get("method") == "OPTIONS")
 
 
 def _take_key(scope: Scope) -> bytes:

@@ -85,12 +85,4 @@ def router(live: LiveStreams, settings: VoskSocketSettings) -> APIRouter:
     async def is_alive() -> dict[str, Any]:
         return {"error": False, "error_description": None, "data": "is running"}
 
-    @routes.get("/", include_in_schema=False)
-    async def root() -> dict[str, Any]:
-        return {
-            "error": True,
-            "data": "No_service_selected",
-            "comment": "try_addr: http://<host>:<port>/docs",
-        }
-
     return routes

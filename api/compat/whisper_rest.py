@@ -10,6 +10,7 @@ from fastapi import APIRouter, Form, UploadFile
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
+from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import TypedDict
@@ -161,14 +162,12 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 class Cors:
     """ASGI middleware: pages of any origin may call what is under :data:`PREFIX`."""
 
-    HEADERS = (
-        (b"access-control-allow-origin", b"*"),
-        (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-        (
-            b"access-control-allow-headers",
-            b"Content-Type, Content-Length, Accept-Encoding, Authorization",
-        ),
-    )
+    HEADERS: Mapping[str, str] = {
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+        "Access-Control-Allow-Headers": "Content-Type, Content-Length, Accept-Encoding, "
+        "Authorization",
+    }
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -181,7 +180,7 @@ class Cors:
 
         async def allow(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *self.HEADERS]
+                MutableHeaders(scope=message).update(self.HEADERS)
             await send(message)
 
         if scope["method"] == "OPTIONS":

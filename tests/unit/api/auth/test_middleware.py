@@ -109,7 +109,7 @@ async def test_without_keys_everything_is_open(service: FakeService) -> None:
         assert (await client.get("/keys/count", headers=HEADERS)).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/is_alive", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/health", "/ready", "/is_alive", "/docs", "/openapi.json", "/"])
 async def test_probes_and_the_pages_about_the_api_need_no_key(client, path: str) -> None:
     assert (await client.get(path)).status_code == 200
 
@@ -129,7 +129,7 @@ async def test_every_other_route_needs_a_key(app, client) -> None:
         if path not in OPEN_ROUTES
     ]
     assert ("post", "/v1/process") in operations
-    for method, path in [*operations, ("get", "/"), ("get", "/nowhere")]:
+    for method, path in [*operations, ("post", "/"), ("get", "/nowhere")]:
         answer = await client.request(method, path.replace("{name}", "x"))
         assert answer.status_code == 401, path
         assert answer.headers["www-authenticate"] == "Bearer"
