@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from ray.serve.handle import (
     DeploymentResponseGenerator,
 )
 
+from deployments.runtime.absence import absent_s
 from speech.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -29,6 +31,9 @@ from speech.errors import (
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
+ABSENCE_CHECK_S = 1.0
+"""Seconds between two looks of a call that no replica has accepted yet."""
+
 T = TypeVar("T")
 
 
@@ -36,28 +41,38 @@ class ReplicaDied(Exception):
     """The replica died twice while it worked on this request."""
 
 
-async def call(handle: DeploymentHandle[Any], *args: Any, timeout_s: float) -> Any:
+async def call(
+    handle: DeploymentHandle[Any],
+    *args: Any,
+    timeout_s: float,
+    longest_absence_s: float = math.inf,
+) -> Any:
     """The value of a call of a bound handle method.
 
     Inference has no side effects, so a request whose replica died is sent once more. Cancelling
     this coroutine, or running out of ``timeout_s``, cancels the call in its replica.
 
     Raises the domain's error that the replica raised, Overloaded, DeadlineExceeded, EngineFailed,
-    ModelUnavailable when the node that kept an argument died, and ReplicaDied when the second
-    replica died as well.
+    ModelUnavailable when no replica has run for longer than ``longest_absence_s`` or the node that
+    kept an argument died, and ReplicaDied when the second replica died as well.
     """
-    return await _with_retry(handle, args, timeout_s, _value)
+    return await _with_retry(handle, args, timeout_s, longest_absence_s, _value)
 
 
 async def call_for_reference(
-    handle: DeploymentHandle[Any], *args: Any, timeout_s: float
+    handle: DeploymentHandle[Any],
+    *args: Any,
+    timeout_s: float,
+    longest_absence_s: float = math.inf,
 ) -> tuple["ObjectRef[Any]", Any]:
     """Call a generator method that yields two values: a reference to the first, and the second.
 
     The first value stays in the object store of the replica's node, whatever its size. This process
     owns it, so it outlives the replica. Raises what :func:`call` does.
     """
-    return await _with_retry(handle.options(stream=True), args, timeout_s, _reference_and_value)
+    return await _with_retry(
+        handle.options(stream=True), args, timeout_s, longest_absence_s, _reference_and_value
+    )
 
 
 async def _value(response: DeploymentResponse[Any]) -> Any:
@@ -83,6 +98,7 @@ async def _with_retry(
     handle: DeploymentHandle[Any],
     args: tuple[Any, ...],
     timeout_s: float,
+    longest_absence_s: float,
     result: Callable[[Any], Awaitable[T]],
 ) -> T:
     name = handle.deployment_name
@@ -91,6 +107,7 @@ async def _with_retry(
         response: Any = handle.remote(*args)
         try:
             async with asyncio.timeout_at(deadline):
+                await _routed(response, name, longest_absence_s)
                 return await result(response)
         except TimeoutError:
             response.cancel()
@@ -115,6 +132,24 @@ async def _with_retry(
         except RayTaskError as error:
             raise EngineFailed(f"{name} failed on this input") from error
     raise ReplicaDied(name)
+
+
+async def _routed(response: Any, name: str, longest_absence_s: float) -> None:
+    """Wait until a replica has the call; raises ModelUnavailable where there is none."""
+    chosen = response._replica_result_future
+    routed = asyncio.wrap_future(chosen)
+    routed.add_done_callback(_ignore_error)
+    while not chosen.done():
+        if absent_s(name) > longest_absence_s:
+            response.cancel()
+            raise ModelUnavailable(f"no replica of {name} runs", 5.0)
+        await asyncio.wait({routed}, timeout=ABSENCE_CHECK_S)
+
+
+def _ignore_error(routed: "asyncio.Future[Any]") -> None:
+    """Mark its error as retrieved: awaiting the response raises the same one."""
+    if not routed.cancelled():
+        routed.exception()
 
 
 def _as_raised(error: SpeechError) -> SpeechError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Set
 from itertools import chain
@@ -15,6 +16,7 @@ from ray.serve.schema import ReplicaState
 
 from api.service import FAMILIES, DeploymentState
 from configs.catalogue import Catalogue, Family
+from deployments.runtime.absence import ABSENT_S
 from deployments.runtime.broadcast import answers
 from deployments.runtime.drain import deployments_of
 from deployments.runtime.handle_ports import (
@@ -61,11 +63,14 @@ class GraphService:
         self, job: str | None, begin: Callable[[Stage], None] = lambda stage: None
     ) -> SpeechGraph:
         handles, timeouts_s = self._handles, self._timeouts_s
+        # A job waits for the replicas that an update starts; a client gets 503.
+        absence_s = ABSENT_S if job is None else math.inf
+        diarization_s, emotion_s = (timeouts_s.get(f, 0.0) for f in ("diarization", "emotion"))
         return SpeechGraph(
-            ServedDecoder(handles["decoder"], timeouts_s["decoder"], job),
-            ServedTranscriber(self._catalogue, handles, timeouts_s, job),
-            ServedDiarizer(handles.get("diarization"), timeouts_s.get("diarization", 0.0), job),
-            ServedEmotions(handles.get("emotion"), timeouts_s.get("emotion", 0.0), job),
+            ServedDecoder(handles["decoder"], timeouts_s["decoder"], job, absence_s),
+            ServedTranscriber(self._catalogue, handles, timeouts_s, job, absence_s),
+            ServedDiarizer(handles.get("diarization"), diarization_s, job, absence_s),
+            ServedEmotions(handles.get("emotion"), emotion_s, job, absence_s),
             observe_stage,
             begin,
         )

@@ -1,8 +1,10 @@
 """The ports of the graph as Serve handles. Audio travels by reference, results as plain values.
 
 ``job`` is the id of the job that the calls are for; None for interactive calls.
+``longest_absence_s`` is how long a deployment may have had no replica before a call is rejected.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,17 +25,21 @@ class ServedDecoder:
     """The Decoder deployment."""
 
     def __init__(
-        self, handle: DeploymentHandle[Any], timeout_s: float, job: str | None = None
+        self,
+        handle: DeploymentHandle[Any],
+        timeout_s: float,
+        job: str | None = None,
+        longest_absence_s: float = math.inf,
     ) -> None:
         self._decode = handle.decode
-        self._timeout_s = timeout_s
+        self._bounds = {"timeout_s": timeout_s, "longest_absence_s": longest_absence_s}
         self._job = job
 
     async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
         """See :class:`speech.ports.Decoder`. A file that kills two decoders is unsupported."""
         try:
             reference, facts = await call_for_reference(
-                self._decode, data, keep_channels, speedup, self._job, timeout_s=self._timeout_s
+                self._decode, data, keep_channels, speedup, self._job, **self._bounds
             )
         except ReplicaDied:
             raise UnsupportedAudio("this file crashes the audio decoder") from None
@@ -56,8 +62,10 @@ class ServedTranscriber:
         handles: Mapping[str, DeploymentHandle[Any]],
         timeouts_s: Mapping[str, float],
         job: str | None = None,
+        longest_absence_s: float = math.inf,
     ) -> None:
         self._job = job
+        self._longest_absence_s = longest_absence_s
         self._catalogue = catalogue
         self._handles = handles
         self._timeouts_s = timeouts_s
@@ -69,10 +77,15 @@ class ServedTranscriber:
         entry = self._catalogue.find(str(options.model))
         assert entry is not None, "the ingress resolves models before the graph runs"
         handle = self._handles[entry.family].options(multiplexed_model_id=entry.id)
-        timeout_s = self._timeouts_s[entry.family]
         try:
             packed = await call(
-                handle.transcribe, audio.content, options, channel, self._job, timeout_s=timeout_s
+                handle.transcribe,
+                audio.content,
+                options,
+                channel,
+                self._job,
+                timeout_s=self._timeouts_s[entry.family],
+                longest_absence_s=self._longest_absence_s,
             )
         except ReplicaDied:
             raise _unavailable(entry.id) from None
@@ -83,10 +96,14 @@ class ServedDiarizer:
     """The Diarization deployment."""
 
     def __init__(
-        self, handle: DeploymentHandle[Any] | None, timeout_s: float, job: str | None = None
+        self,
+        handle: DeploymentHandle[Any] | None,
+        timeout_s: float,
+        job: str | None = None,
+        longest_absence_s: float = math.inf,
     ) -> None:
         self._handle = handle
-        self._timeout_s = timeout_s
+        self._bounds = {"timeout_s": timeout_s, "longest_absence_s": longest_absence_s}
         self._job = job
 
     async def diarize(self, audio: DecodedAudio, options: DiarizeOptions) -> Diarization:
@@ -95,9 +112,7 @@ class ServedDiarizer:
         model = str(options.model)
         handle = self._handle.options(multiplexed_model_id=model)
         try:
-            found = await call(
-                handle.diarize, audio.content, options, self._job, timeout_s=self._timeout_s
-            )
+            found = await call(handle.diarize, audio.content, options, self._job, **self._bounds)
         except ReplicaDied:
             raise _unavailable(model) from None
         assert isinstance(found, Diarization)
@@ -108,10 +123,14 @@ class ServedEmotions:
     """The Emotion deployment."""
 
     def __init__(
-        self, handle: DeploymentHandle[Any] | None, timeout_s: float, job: str | None = None
+        self,
+        handle: DeploymentHandle[Any] | None,
+        timeout_s: float,
+        job: str | None = None,
+        longest_absence_s: float = math.inf,
     ) -> None:
         self._handle = handle
-        self._timeout_s = timeout_s
+        self._bounds = {"timeout_s": timeout_s, "longest_absence_s": longest_absence_s}
         self._job = job
 
     async def classify(
@@ -128,7 +147,7 @@ class ServedEmotions:
                 list(spans),
                 model,
                 self._job,
-                timeout_s=self._timeout_s,
+                **self._bounds,
             )
         except ReplicaDied:
             raise _unavailable(model) from None

@@ -15,6 +15,7 @@ READY_TO_RUN = 2
 # Serve's own back-off of up to 0.5 s would leave a replica idle between two requests.
 _ROUTING = {"initial_backoff_s": 0.005, "max_backoff_s": 0.05}
 _ROUTER = "deployments.runtime.model_router.ModelRouter"
+_ELASTIC_ROUTER = "deployments.runtime.model_router.ElasticModelRouter"
 
 
 def threads(settings: Deployment) -> int:
@@ -68,10 +69,12 @@ def model_options(
     ``callers_drain_s`` is the longest drain of these others.
     """
     options = serve_options(settings, running_at_once, jobs)
-    router = RequestRouterConfig.model_validate(_ROUTING | {"request_router_class": _ROUTER})
+    router = _ROUTER if settings.scaling.min_replicas else _ELASTIC_ROUTER
     longest_s = max(settings.lifecycle.drain_timeout_s, callers_drain_s + OUTLIVE_S)
     return options | {
-        "request_router_config": router,
+        "request_router_config": RequestRouterConfig.model_validate(
+            _ROUTING | {"request_router_class": router}
+        ),
         "graceful_shutdown_wait_loop_s": RELEASE_CHECK_S,
         "graceful_shutdown_timeout_s": longest_s,
     }

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.exceptions import ObjectRefStreamEndOfStreamError, RayActorError
@@ -20,12 +21,21 @@ class FakeReference:
         return self.value.__await__()
 
 
+def _routed(to_replica: bool) -> "Future[None]":
+    """What is done once a replica has the call."""
+    future: Future[None] = Future()
+    if to_replica:
+        future.set_result(None)
+    return future
+
+
 class FakeResponse:
     """A ``DeploymentResponse``."""
 
-    def __init__(self, work: Awaitable[Any]) -> None:
+    def __init__(self, work: Awaitable[Any], *, routed: bool = True) -> None:
         self.cancelled = False
         self._work = work
+        self._replica_result_future = _routed(routed)
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._work.__await__()
@@ -46,6 +56,7 @@ class FakeResponseGenerator:
         self.consumed = 0
         self.references: list[FakeReference] = []
         self._values = values
+        self._replica_result_future = _routed(True)
         self._producing: asyncio.Task[None] | None = None
 
     async def _to_object_ref_gen(self) -> "FakeResponseGenerator":
@@ -81,22 +92,28 @@ class FakeResponseGenerator:
 
 @dataclass
 class FakeMethod:
-    """A handle bound to a method; records its calls and their responses."""
+    """A handle bound to a method; records its calls and their responses.
+
+    Where it is not ``routed`` no replica accepts a call.
+    """
 
     deployment_name: str
     work: Callable[..., Any]
     stream: bool = False
+    routed: bool = True
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     responses: list[Any] = field(default_factory=list)
 
     def options(self, *, stream: bool) -> "FakeMethod":
-        return FakeMethod(self.deployment_name, self.work, stream, self.calls, self.responses)
+        return replace(self, stream=stream)
 
     def remote(self, *args: Any) -> FakeResponse | FakeResponseGenerator:
         self.calls.append(args)
         result = self.work(*args)
         self.responses.append(
-            FakeResponseGenerator(result) if self.stream else FakeResponse(result)
+            FakeResponseGenerator(result)
+            if self.stream
+            else FakeResponse(result, routed=self.routed)
         )
         return self.responses[-1]  # type: ignore[no-any-return]
 

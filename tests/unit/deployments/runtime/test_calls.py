@@ -8,6 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from deployments.runtime import calls
 from deployments.runtime.calls import ReplicaDied, call, call_for_reference
 from speech.errors import (
     DeadlineExceeded,
@@ -61,6 +62,58 @@ async def test_a_call_past_its_deadline_is_cancelled() -> None:
     with pytest.raises(DeadlineExceeded, match=r"Fake did not finish within 0.01 s"):
         await call(handle, timeout_s=0.01)
     assert [response.cancelled for response in handle.responses] == [True]
+
+
+def wait_for_ever() -> "asyncio.Future[None]":
+    return asyncio.get_running_loop().create_future()
+
+
+@pytest.fixture
+def absent(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """How long deployments have had no replica, seconds."""
+    found: dict[str, float] = {}
+    monkeypatch.setattr(calls, "absent_s", lambda name: found.get(name, 0.0))
+    monkeypatch.setattr(calls, "ABSENCE_CHECK_S", 0.01)
+    return found
+
+
+async def test_a_call_that_no_replica_accepts_ends_once_none_has_run_for_too_long(
+    absent: dict[str, float],
+) -> None:
+    handle: Any = FakeMethod("Fake", wait_for_ever, routed=False)
+    caller = asyncio.create_task(call(handle, timeout_s=10, longest_absence_s=20))
+    absent["Fake"] = 20.0
+    await asyncio.sleep(0.05)
+    assert not caller.done(), "it may run again within the bound"
+    absent["Fake"] = 20.1
+    with pytest.raises(ModelUnavailable, match="no replica of Fake runs") as error:
+        await caller
+    assert error.value.retry_after_s > 0
+    assert [response.cancelled for response in handle.responses] == [True]
+    with pytest.raises(ModelUnavailable):
+        await asyncio.wait_for(call(handle, timeout_s=10, longest_absence_s=20), 0.05)
+
+
+async def test_a_call_waits_for_a_busy_replica_and_a_job_for_one_that_is_started(
+    absent: dict[str, float],
+) -> None:
+    handle: Any = FakeMethod("Fake", wait_for_ever, routed=False)
+    with pytest.raises(DeadlineExceeded):
+        await call(handle, timeout_s=0.05, longest_absence_s=20)
+    absent["Fake"] = 1e6
+    with pytest.raises(DeadlineExceeded):
+        await call(handle, timeout_s=0.05)
+
+
+async def test_a_call_that_a_stopping_replica_runs_is_not_rejected(
+    absent: dict[str, float],
+) -> None:
+    async def work() -> str:
+        await asyncio.sleep(0.05)
+        return "done"
+
+    absent["Fake"] = 1e6
+    assert await call(method(work), timeout_s=10, longest_absence_s=20) == "done"
 
 
 async def test_cancelling_the_caller_cancels_the_call() -> None:

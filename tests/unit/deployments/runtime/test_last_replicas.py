@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ray.serve._private.common import DeploymentID
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 
 from configs.settings import ModelSettings
-from deployments.runtime import last_replicas
+from deployments.runtime import absence, last_replicas
+from deployments.runtime.absence import absent_s
 from deployments.runtime.last_replicas import keep_last_replicas
 from deployments.runtime.options import model_options
 
@@ -26,12 +28,17 @@ def router(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def update(self: Any, replicas: list[str]) -> None:
         self._replicas = {replica: replica for replica in replicas}
 
+    def init(self: Any) -> None:
+        self._replicas = {}
+        self._deployment_id = DeploymentID("Model")
+
     base = PowerOfTwoChoicesRequestRouter
-    monkeypatch.setattr(base, "__init__", lambda self: setattr(self, "_replicas", {}))
+    monkeypatch.setattr(base, "__init__", init)
     monkeypatch.setattr(base, "update_replicas", update)
     monkeypatch.setattr(base, "_event_loop", Loop())
     monkeypatch.setattr(base, "curr_replicas", property(lambda self: self._replicas))
     monkeypatch.setattr(last_replicas, "_keeping", False)
+    monkeypatch.setattr(absence, "_since", {})
     options = model_options(ModelSettings.model_validate({"default_model": "m"}), 1, 60)
     return options["request_router_config"].get_request_router_class()()
 
@@ -54,3 +61,13 @@ def test_the_last_replicas_of_a_deleted_application_stay(router: Any) -> None:
     keep_last_replicas()
     router.update_replicas([])
     assert list(router.curr_replicas) == ["a", "b"]
+
+
+def test_a_router_reports_since_when_its_deployment_has_no_replica(router: Any) -> None:
+    assert absent_s("Model") > 0, "none has been announced yet"
+    router.update_replicas(["a"])
+    assert absent_s("Model") == 0
+    router.update_replicas([])
+    first = absent_s("Model")
+    router.update_replicas([])
+    assert absent_s("Model") > first > 0

@@ -70,4 +70,9 @@ def test_a_model_replica_stops_after_its_callers_and_leaves_them_time_to_hold_it
     assert options["graceful_shutdown_timeout_s"] > 60
     assert options["graceful_shutdown_wait_loop_s"] > POLL_S + RENEW_S
     router = options["request_router_config"].get_request_router_class()
-    assert router.__name__ == "ModelRouter"
+    assert (router.__name__, router.always_running) == ("ModelRouter", True)
+
+
+def test_the_first_call_of_a_deployment_that_may_have_no_replica_waits_for_one() -> None:
+    options = model_options(settings(scaling={"min_replicas": 0}), 1, callers_drain_s=60)
+    assert not options["request_router_config"].get_request_router_class().always_running
