@@ -416,6 +416,12 @@ class SpeechArgs(BaseSettings):
         ours = {name: legacy[name] for name in legacy if name in settings_cls.model_fields}
         return env_settings, InitSettingsSource(settings_cls, ours), init_settings
 
+    def deployments(self) -> list[Deployment]:
+        """The settings of every deployment to start."""
+        live = self.live if self.live is not None and self.live.placement == "replicas" else None
+        others = (self.ingress, self.decoder, live, self.jobs)
+        return [d for d in (*others, *self.model_deployments().values()) if d is not None]
+
     def model_deployments(self) -> dict[str, ModelSettings]:
         """The model deployments to start, by family."""
         families: dict[str, Any] = {

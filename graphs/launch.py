@@ -56,7 +56,7 @@ from configs.catalogue import resolve_path
 from configs.settings import SpeechArgs
 from deployments.runtime import logs
 from graphs import node_limits
-from graphs.speech import build
+from graphs.speech import InvalidArguments, build
 from graphs.validate import problems
 
 OBJECT_STORE_BYTES = 512 * 1024**2
@@ -287,7 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             environment = {**os.environ, "SPEECHGRAPH_URL": service}
             return subprocess.call(shlex.split(options.then), env=environment)
         signal.pause()
-    except RuntimeError as error:  # what Serve raises when a replica cannot start
+    # The latter is what Serve raises when a replica cannot start.
+    except (InvalidArguments, RuntimeError) as error:
         reasons = _failures() or [str(error)]
         sys.stderr.write("".join(f"the graph did not come up: {reason}\n" for reason in reasons))
         return 1

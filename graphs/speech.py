@@ -1,7 +1,9 @@
 """The whole service: every model family, the decoder, and the ingress that composes them."""
 
+from functools import partial
 from typing import Any
 
+import ray
 from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application, Deployment
@@ -9,7 +11,7 @@ from ray.serve.exceptions import RayServeException
 
 from configs.catalogue import CATALOGUE_PATH, Catalogue, resolve_path
 from configs.reasons import reasons
-from configs.settings import JobSettings, ModelSettings, SpeechArgs
+from configs.settings import EngineSettings, JobSettings, ModelSettings, SpeechArgs
 from deployments.decoder import Decoder
 from deployments.diarization import Diarization
 from deployments.emotion import Emotion
@@ -18,8 +20,11 @@ from deployments.jobs import JobRunner, job_options
 from deployments.key_limits import counter_options
 from deployments.live.recogniser import Live, live_options
 from deployments.runtime.model_access import ModelFiles
+from deployments.runtime.model_check import missing_on_nodes, not_loadable
 from deployments.runtime.options import model_options, serve_options
+from deployments.runtime.rollout import has_room, surge_percent
 from deployments.runtime.scaling import FollowRequests
+from deployments.runtime.versions import bind
 from deployments.vosk import Vosk
 from deployments.whisper import Whisper
 from speech.errors import InvalidRequest
@@ -50,7 +55,8 @@ class InvalidArguments(RayServeException):
 def build(args: SpeechArgs | dict[str, Any]) -> Application:
     """The application of ``import_path: graphs.speech:build``.
 
-    Raises InvalidArguments, also when a default model is not in the catalogue or not of its family.
+    Raises InvalidArguments, also when a default model is not in the catalogue or not of its family,
+    and on a cluster when replicas could not load their models: before Serve stops any that run.
     """
     try:
         return _graph(args if isinstance(args, SpeechArgs) else SpeechArgs(**args))
@@ -65,23 +71,35 @@ def _graph(args: SpeechArgs) -> Application:
     files = ModelFiles(catalogue, resolve_path(args.models_dir), args.offline)
     models = args.model_deployments()
     _check_models(args, catalogue, models)
+    surge = True
+    if ray.is_initialized():  # not where a config is validated
+        surge = has_room(args.deployments(), _node_cpus())
+        _check_files(args, files, surge)
     jobs = _jobs_here(args.jobs)
     at_once = 0 if jobs is None else jobs.concurrency * jobs.scaling.max_replicas
     drain_s = max(s.lifecycle.drain_timeout_s for s in (args.ingress, jobs) if s is not None)
-    handles: dict[str, Any] = {"decoder": _decoder(args, drain_s, at_once)}
+    deployed = partial(_deployed, surge=surge)
+    handles: dict[str, Any] = {
+        "decoder": bind(
+            deployed(
+                Decoder, model_options(args.decoder, args.decoder.concurrency, drain_s, at_once)
+            ),
+            args.decoder,
+        )
+    }
     for family, settings in models.items():
-        handles[family] = _deployed(
-            MODEL_DEPLOYMENTS[family],
-            model_options(settings, settings.concurrency, drain_s, at_once),
-        ).bind(settings, files)
+        options = model_options(settings, settings.concurrency, drain_s, at_once)
+        handles[family] = bind(deployed(MODEL_DEPLOYMENTS[family], options), settings, files)
     if args.live is not None and args.live.placement == "replicas":
-        handles["live"] = _deployed(Live, live_options(args.live, drain_s)).bind(args.live, files)
+        options = live_options(args.live, drain_s)
+        handles["live"] = bind(deployed(Live, options), args.live, files)
     defaults = {family: settings.default_model for family, settings in models.items()}
     timeouts_s = {"decoder": args.decoder.timeout_s} | {
         family: settings.timeout_s for family, settings in models.items()
     }
     if jobs is not None:
-        handles["jobs"] = _deployed(JobRunner, job_options(jobs)).bind(
+        handles["jobs"] = bind(
+            deployed(JobRunner, job_options(jobs)),
             jobs,
             catalogue,
             dict(handles),
@@ -96,7 +114,8 @@ def _graph(args: SpeechArgs) -> Application:
     options["autoscaling_config"]["policy"] = {"policy_function": FollowRequests}
     if args.ingress.keys_file is not None:
         options |= counter_options()
-    return _deployed(Ingress, options).bind(
+    return bind(
+        deployed(Ingress, options),
         args.ingress,
         catalogue,
         handles,
@@ -108,18 +127,52 @@ def _graph(args: SpeechArgs) -> Application:
     )
 
 
+def _check_files(args: SpeechArgs, files: ModelFiles, surge: bool) -> None:
+    """Raises InvalidArguments where the replicas of this version would not start."""
+    engines: dict[str, tuple[type, EngineSettings]] = {
+        family: (MODEL_DEPLOYMENTS[family], settings)
+        for family, settings in args.model_deployments().items()
+    }
+    if args.live is not None and args.live.placement == "replicas":
+        engines["live"] = Live, args.live
+    # A single replica that is stopped before its successor has started; of others Serve keeps
+    # those that run when a new one does not start.
+    alone = {
+        name: (cls, settings)
+        for name, (cls, settings) in engines.items()
+        if settings.scaling.min_replicas <= 1
+        and not (surge and surge_percent(settings))
+        and _runs(cls.__name__)
+    }
+    deployments = {name: settings for name, (_, settings) in engines.items()}
+    found = missing_on_nodes(deployments, files) or not_loadable(alone, files)
+    if found:
+        raise InvalidArguments([f"args.{problem}" for problem in found])
+
+
+def _runs(deployment: str) -> bool:
+    """Whether the cluster has a replica of a deployment of that name."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return any(
+        a["name"].startswith("SERVE_REPLICA::") and f"#{deployment}#" in a["name"] for a in actors
+    )
+
+
 def _jobs_here(jobs: JobSettings | None) -> JobSettings | None:
     if jobs is None:
         return None
     return jobs.model_copy(update={"directory": str(resolve_path(jobs.directory))})
 
 
-def _decoder(args: SpeechArgs, drain_s: float, jobs: int) -> Application:
-    options = model_options(args.decoder, args.decoder.concurrency, drain_s, jobs)
-    return _deployed(Decoder, options).bind(args.decoder)
+def _node_cpus() -> list[float]:
+    """The logical CPUs of each node that has any."""
+    cpus = (node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    return [count for count in cpus if count]
 
 
-def _deployed(cls: type, options: dict[str, Any]) -> Deployment:
+def _deployed(cls: type, options: dict[str, Any], *, surge: bool) -> Deployment:
+    if not surge:
+        options = options | {"max_surge_percent": 0}
     deployment = serve.deployment(cls, **options)
     assert isinstance(deployment, Deployment)
     return deployment

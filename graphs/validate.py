@@ -1,8 +1,9 @@
-"""`python -m graphs.validate FILE... [--node]`: checks Serve configs before Ray sees them.
+"""`python -m graphs.validate FILE... [--offline] [--node]`: checks configs before Ray sees them.
 
 Serve ignores misspelt fields of a deployment and reports wrong arguments only after it has
-started to deploy; here both are errors with their place in the file. With --node, the shell that
-is to run `ray start` is checked too.
+started to deploy; here both are errors with their place in the file. With --offline, this machine
+has to have the files of all default and preloaded models. With --node, the shell that is to run
+`ray start` is checked too.
 """
 
 import argparse
@@ -27,11 +28,15 @@ from ray.serve._private.deployment_info import DeploymentInfo
 from ray.serve._private.utils import validate_route_prefix
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
+from configs.catalogue import CATALOGUE_PATH, Catalogue, resolve_path
 from configs.deployment_settings import Resources
 from configs.reasons import reasons
-from configs.settings import SERVE_ENVIRONMENT, ReloadableSettings
+from configs.settings import SERVE_ENVIRONMENT, ReloadableSettings, SpeechArgs
+from deployments.runtime.model_access import ModelFiles
+from deployments.runtime.model_check import missing_models, named_models
+from deployments.runtime.rollout import endless
 from graphs import node_limits
-from graphs.speech import InvalidArguments
+from graphs.speech import InvalidArguments, build
 
 RELOADABLE: dict[str, type[BaseModel]] = dict.fromkeys(
     ("Whisper", "Vosk", "Emotion", "Diarization"), ReloadableSettings
@@ -39,8 +44,11 @@ RELOADABLE: dict[str, type[BaseModel]] = dict.fromkeys(
 """The schema of ``user_config``; the other deployments take none."""
 
 
-def problems(path: Path) -> list[str]:
-    """Everything that is wrong with a Serve config file; empty if it can be deployed."""
+def problems(path: Path, *, offline: bool = False) -> list[str]:
+    """Everything that is wrong with a Serve config file; empty if it can be deployed.
+
+    ``offline``: also the default and preloaded models whose files this machine has not.
+    """
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
         parsed = ServeDeploySchema.model_validate(config)
@@ -52,8 +60,19 @@ def problems(path: Path) -> list[str]:
         return ["applications: is empty, which deletes all applications that run"]
     found = list(_unknown_fields(config, ServeDeploySchema, ""))
     for application in parsed.applications:
-        found += _application_problems(application)
+        wrong = _application_problems(application)
+        found += wrong or (_missing_files(application) if offline else [])
     return found
+
+
+def _missing_files(application: ServeApplicationSchema) -> list[str]:
+    if import_attr(application.import_path) is not build:
+        return []
+    args = SpeechArgs(**application.args)
+    catalogue = Catalogue.load(resolve_path(args.catalogue or CATALOGUE_PATH))
+    files = ModelFiles(catalogue, resolve_path(args.models_dir), offline=True)
+    place = f"applications[{application.name}].args"
+    return [f"{place}.{problem}" for problem in missing_models(named_models(args), files)]
 
 
 def _application_problems(application: ServeApplicationSchema) -> list[str]:
@@ -109,6 +128,7 @@ def _override_problems(
     try:
         overridden = override_deployment_info(infos, alone)[name]
         Resources.whole_gpus(overridden.replica_config.ray_actor_options.get("num_gpus") or 0)
+        yield from (f"{where}: {problem}" for problem in _endless_updates(overridden))
     except ValidationError as error:
         yield from reasons(error, where)
     except Exception as error:  # classes that it names are imported
@@ -124,6 +144,16 @@ def _override_problems(
         schema.model_validate(user_config)
     except ValidationError as error:
         yield from reasons(error, f"{where}.user_config")
+
+
+def _endless_updates(info: DeploymentInfo) -> Iterator[str]:
+    config = info.deployment_config
+    scaling = config.autoscaling_config
+    most = scaling.max_replicas if scaling else config.num_replicas or 1
+    per_node = info.replica_config.max_replicas_per_node
+    problem = endless(config.max_surge_percent, most, per_node)
+    if problem is not None:
+        yield problem
 
 
 def _unknown_fields(value: Any, schema: Any, place: str) -> Iterator[str]:
@@ -184,12 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m graphs.validate", description=__doc__)
     parser.add_argument("configs", nargs="*", type=Path, metavar="FILE", help="Serve config")
     parser.add_argument(
+        "--offline", action="store_true", help="check that the files of the models are here"
+    )
+    parser.add_argument(
         "--node",
         action="store_true",
         help="check the limits and the environment of this shell for `ray start`",
     )
     options = parser.parse_args(arguments)
-    found = {str(path): problems(path) for path in options.configs}
+    found = {str(path): problems(path, offline=options.offline) for path in options.configs}
     if options.node:
         found["this node"] = node_problems()
     if not found:

@@ -8,6 +8,7 @@ from ray.serve.config import RequestRouterConfig
 from configs.deployment_settings import Deployment
 from configs.settings import METRICS_INTERVAL_S
 from deployments.runtime.hold import OUTLIVE_S, RELEASE_CHECK_S
+from deployments.runtime.rollout import surge_percent
 
 READY_TO_RUN = 2
 """Requests that wait inside a replica, so that its engine need not wait for the next one."""
@@ -50,8 +51,7 @@ def serve_options(settings: Deployment, running_at_once: int, jobs: int = 0) -> 
         "health_check_timeout_s": life.health_check_timeout_s,
         "graceful_shutdown_timeout_s": life.drain_timeout_s,
         "graceful_shutdown_wait_loop_s": 0.5,
-        # A single replica is replaced without a gap where there is room for two.
-        "max_surge_percent": 0 if resources.num_gpus else 100,
+        "max_surge_percent": surge_percent(settings),
         "ray_actor_options": {
             "num_cpus": resources.num_cpus,
             "num_gpus": resources.num_gpus,

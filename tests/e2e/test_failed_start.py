@@ -47,7 +47,7 @@ def test_a_missing_model_directory_is_named(launch: Launch, tmp_path: Path) -> N
     run = launch(tmp_path / "nowhere")
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr == (
-        "the graph did not come up: Vosk: speech.errors.ModelUnavailable: "
+        "the graph did not come up: args.vosk: "
         f"model demo-vosk is missing: {tmp_path}/nowhere does not exist; see docs/models.md\n"
     )
 

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,6 +18,12 @@ from typing import Any
 import httpx
 import pytest
 
+from configs.catalogue import Catalogue, Source
+from configs.settings import ModelSettings, SpeechArgs
+from deployments.runtime.model_access import ModelFiles
+from deployments.runtime.model_check import not_loadable
+from deployments.vosk import Vosk
+from graphs.speech import InvalidArguments, build
 from tests.integration.conftest import Service, living_actors
 
 Process = Callable[..., httpx.Response]
@@ -218,3 +225,33 @@ def test_work_beyond_its_deadline_ends_in_504_and_beyond_the_queue_in_503(
     assert refused, "two run or wait, the others are refused"
     assert all(float(a.headers["Retry-After"]) >= 1 for a in refused)
     assert any(a.status_code == 504 for a in answers)
+
+
+def test_a_version_whose_model_is_missing_on_the_nodes_is_not_built(
+    cluster: str, demo_args: dict[str, Any]
+) -> None:
+    args = {**demo_args, "whisper": {**demo_args["whisper"], "default_model": "whisper-tiny"}}
+    args["ingress"] = {**args["ingress"], "default_transcriber": "whisper-tiny"}
+    with pytest.raises(InvalidArguments) as error:
+        build(SpeechArgs(**args))
+    missing = "args.whisper: model whisper-tiny is not in "
+    assert all(reason.startswith(missing) for reason in error.value.reasons)
+    assert ["(node " in reason for reason in error.value.reasons] == [False, True, True]
+
+
+def test_a_model_that_does_not_load_is_found_without_a_replica(
+    cluster: str, repository: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(repository / "models/demo/demo-vosk", tmp_path / "demo-vosk")
+    source = Source(path=str(tmp_path / "demo-vosk"))
+    entries = [m.model_copy(update={"source": source}) for m in Catalogue.load().models]
+    catalogue = Catalogue(models=tuple(m for m in entries if m.id == "demo-vosk"))
+    files = ModelFiles(catalogue, tmp_path, offline=True)
+    settings = ModelSettings.model_validate(
+        {"default_model": "demo-vosk", "device": "cuda", "resources": {"num_gpus": 1}}
+    )
+    assert not_loadable({"vosk": (Vosk, settings)}, files) == []
+    (tmp_path / "demo-vosk" / "model.onnx").write_bytes(b"no network")
+    (problem,) = not_loadable({"vosk": (Vosk, settings)}, files)
+    assert problem.startswith("vosk: ")
+    assert f"{tmp_path}/demo-vosk/model.onnx" in problem

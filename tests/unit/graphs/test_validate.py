@@ -211,6 +211,49 @@ def test_a_deployment_that_this_graph_does_not_start_cannot_be_overridden(
     assert "no deployment 'Live'" in problem
 
 
+@pytest.mark.parametrize(
+    ("override", "endless"),
+    [
+        ({"max_replicas_per_node": 1}, True),
+        ({"max_replicas_per_node": 2}, False),
+        ({"max_replicas_per_node": 2, "autoscaling_config": {"max_replicas": 8}}, True),
+        ({"max_replicas_per_node": 1, "max_surge_percent": 0}, False),
+    ],
+)
+def test_an_override_under_which_an_update_would_never_end_is_refused(
+    config: Any, tmp_path: Path, override: dict[str, Any], endless: bool
+) -> None:
+    (application,) = config["applications"]
+    application["deployments"] = [{"name": "Ingress", **override}]
+    file = tmp_path / "endless.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    place = "applications[speech].deployments[Ingress]: an update would wait for ever"
+    assert [place in problem for problem in problems(file)] == [True] * endless
+
+
+def test_the_files_of_default_and_preloaded_models_are_checked_where_asked(
+    config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = config["applications"][0]["args"]
+    args["models_dir"] = str(tmp_path)
+    args["vosk"]["preload"] = ["gigaam-v3-ctc"]
+    args["diarization"]["default_model"] = "pyannote-community-1"
+    args["live"]["default_model"] = "vosk-model-small-streaming-ru"
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main([str(file)]) == 0
+    assert main([str(file), "--offline"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" is not in ")[0] for line in lines] == [
+        f"{file}: applications[speech].args.{place}: model {model}"
+        for place, model in (
+            ("vosk", "gigaam-v3-ctc"),
+            ("diarization", "pyannote-community-1"),
+            ("live", "vosk-model-small-streaming-ru"),
+        )
+    ]
+
+
 def test_the_command_fails_on_a_broken_file_and_names_it(
     tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,11 +43,6 @@ def test_scaling_and_lifecycle_are_those_of_the_settings() -> None:
     assert options["health_check_period_s"] == 2
 
 
-def test_a_replica_with_a_gpu_is_replaced_without_a_second_one() -> None:
-    assert serve_options(settings(), 1)["max_surge_percent"] == 100
-    assert serve_options(settings(resources={"num_gpus": 0.5}), 1)["max_surge_percent"] == 0
-
-
 def test_resources_are_in_the_units_of_ray_and_absent_where_not_set() -> None:
     plain = serve_options(settings(resources={"num_cpus": 2}), 1)["ray_actor_options"]
     assert plain == {"num_cpus": 2, "num_gpus": 0}
