@@ -8,6 +8,7 @@ it is an option of their actors.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel, PrivateAttr, SecretStr
@@ -23,7 +24,7 @@ def bind(deployment: Deployment, *args: Any) -> Application:
     config = deployment._deployment_config
     values = {name: getattr(config, name) for name in DeploymentConfig.model_fields}
     versioned = _VersionedConfig(**values)
-    versioned._own_version = digest(args)
+    versioned._own_version = digest([version("speechgraph"), *args])
     deployment._deployment_config = versioned
     return deployment.bind(*args)
 

@@ -62,6 +62,15 @@ def test_another_catalogue_restarts_what_loads_models(args: dict[str, Any], tmp_
     assert {name for name in before if before[name] == after[name]} == {"Decoder"}
 
 
+def test_another_version_of_the_package_restarts_everything(
+    args: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = versions(args)
+    monkeypatch.setattr("deployments.runtime.versions.version", lambda package: "9.9")
+    after = versions(args)
+    assert not {name for name in before if before[name] == after[name]}
+
+
 def test_a_secret_is_part_of_the_version_and_not_readable_in_it() -> None:
     first, second = digest([SecretStr("one")]), digest([SecretStr("two")])
     assert first != second
