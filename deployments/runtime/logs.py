@@ -3,7 +3,8 @@
 Serve configures one logger of a process, ``ray.serve``: its level, the replica's log file, the
 encoding. Modules of this project log to ``speechgraph.<module>``; here these records are passed to
 the handlers of ``ray.serve``, together with the ids of the session and the job that they are about.
-Serve itself adds the request, the deployment and the replica.
+Serve itself adds the request, the deployment and the replica. What Serve logs of expected errors is
+shortened to one line.
 """
 
 import copy
@@ -14,7 +15,9 @@ from typing import TextIO
 from ray._common.formatters import JSONFormatter
 from ray.serve.schema import EncodingType, LoggingConfig
 
+from api.errors import STATUS
 from api.request_id import NO_REQUEST, request_id
+from speech.errors import SpeechError
 from speech.log_context import job_id, session_id
 
 LOGGER = "speechgraph"
@@ -28,6 +31,7 @@ def connect() -> None:
     logger = logging.getLogger(LOGGER)
     if not logger.handlers:
         _handle(logger, _ServeHandler(), logging.DEBUG)
+        logging.getLogger(_SERVE_LOGGER).addFilter(_expected_in_one_line)
 
 
 def write_to_stderr(config: LoggingConfig) -> None:
@@ -50,6 +54,25 @@ class _ServeHandler(logging.Handler):
         serve_logger = logging.getLogger(_SERVE_LOGGER)
         if serve_logger.isEnabledFor(record.levelno):
             serve_logger.handle(_with_ids(record, as_json=_writes_json(serve_logger)))
+
+
+def _expected_in_one_line(record: logging.LogRecord) -> bool:
+    """Make one line of Serve's record of a call that failed with an expected error.
+
+    Serve logs every exception of a call as an error with its traceback. Those that the request
+    causes, such as a file that cannot be decoded, become INFO; those of the state of the service,
+    such as a full queue, WARNING. A model that failed keeps its traceback.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    error = getattr(error, "cause", None) or error  # out of the wrapper of Ray
+    if not isinstance(error, SpeechError) or STATUS[error.code] == 500:
+        return True
+    record.levelno = logging.INFO if STATUS[error.code] < 500 else logging.WARNING
+    record.levelname = logging.getLevelName(record.levelno)
+    record.msg = f"{record.getMessage()} {error.code}: {' '.join(error.message.split())}"
+    record.args = ()
+    record.exc_info = record.exc_text = None
+    return logging.getLogger(_SERVE_LOGGER).isEnabledFor(record.levelno)
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

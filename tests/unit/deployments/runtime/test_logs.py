@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 from ray._common.formatters import JSONFormatter
+from ray.exceptions import RayTaskError
 from ray.serve._private.logging_utils import ServeFormatter
 from ray.serve.schema import LoggingConfig
 
+from api.errors import STATUS
 from api.request_id import request_id
 from deployments.runtime import logs
 from deployments.runtime.worker import Worker
+from speech.errors import EngineFailed, Overloaded, SpeechError, UnsupportedAudio
 from speech.log_context import about_job, job_id, session_id
 
 ROOMS = ["speech", "engines", "infra", "api", "configs", "deployments", "graphs"]
@@ -25,10 +28,10 @@ logger = logging.getLogger("speechgraph.a.module")
 def as_it_was() -> Iterator[None]:
     """Other tests get the loggers back as they were."""
     touched = [logging.getLogger(name) for name in ("speechgraph", "ray.serve")]
-    before = [(each.handlers[:], each.level, each.propagate) for each in touched]
+    before = [(each.handlers[:], each.level, each.propagate, each.filters[:]) for each in touched]
     yield
-    for each, (handlers, level, propagate) in zip(touched, before, strict=True):
-        each.handlers, each.propagate = handlers, propagate
+    for each, (handlers, level, propagate, filters) in zip(touched, before, strict=True):
+        each.handlers, each.propagate, each.filters = handlers, propagate, filters
         each.setLevel(level)
 
 
@@ -51,6 +54,31 @@ def written() -> Callable[..., Callable[[], str]]:
 
 
 TEXT = ServeFormatter("app_Whisper", "replica1")
+
+
+def family(kind: type[SpeechError]) -> Iterator[type[SpeechError]]:
+    """The class and all that derive from it."""
+    yield kind
+    for derived in kind.__subclasses__():
+        yield from family(derived)
+
+
+EXPECTED = [kind for kind in family(SpeechError) if STATUS[kind.code] != 500]
+
+
+def wrapped(error: SpeechError) -> Exception:
+    """The error as Ray raises it where a call of another replica failed."""
+    found = RayTaskError("transcribe", "Traceback …", error).as_instanceof_cause()
+    assert isinstance(found, Exception)
+    return found
+
+
+def failed_call(error: Exception) -> None:
+    """What Serve logs of a call that raised."""
+    try:
+        raise error
+    except Exception:
+        logging.getLogger("ray.serve").exception("Request failed.")
 
 
 def test_a_text_line_names_the_request_the_session_and_the_job(written) -> None:
@@ -100,6 +128,37 @@ def test_the_level_of_serve_counts_also_when_it_changes(written) -> None:
     logging.getLogger("ray.serve").setLevel("DEBUG")
     logger.debug("and this")
     assert [line.split(" -- ")[1] for line in text().splitlines()] == ["but this", "and this"]
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, wrapped], ids=["as raised", "by Ray"])
+@pytest.mark.parametrize("formatter", [TEXT, JSONFormatter()], ids=["TEXT", "JSON"])
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_an_expected_error_of_a_call_is_one_line_without_traceback(
+    written, formatter, kind: type[SpeechError], wrap: Callable[[SpeechError], Exception]
+) -> None:
+    text = written(formatter)
+    failed_call(wrap(kind("the file is\nno audio")))
+    (line,) = text().splitlines()
+    assert f"Request failed. {kind.code}: the file is no audio" in line
+    assert (" INFO " in f" {line}" or '"INFO"' in line) == (STATUS[kind.code] < 500)
+    assert "Traceback" not in line
+    assert "ERROR" not in line
+
+
+@pytest.mark.parametrize("error", [EngineFailed("out of memory"), ValueError("a bug")])
+def test_what_is_not_expected_keeps_its_traceback(written, error: Exception) -> None:
+    text = written(TEXT)
+    failed_call(error)
+    assert text().startswith("ERROR ")
+    assert "Traceback" in text()
+
+
+def test_the_level_of_serve_counts_for_expected_errors(written) -> None:
+    text = written(TEXT, level="WARNING")
+    failed_call(UnsupportedAudio("no audio"))
+    failed_call(Overloaded("the queue is full"))
+    (line,) = text().splitlines()
+    assert line.startswith("WARNING ")
 
 
 def test_connecting_twice_writes_a_record_once(written) -> None:
