@@ -20,6 +20,7 @@ from deployments.key_limits import SharedLimits
 from deployments.live.wiring import live_models, live_ports, recognition_lag_s
 from deployments.runtime.drain import when_draining
 from deployments.runtime.flow_control import FlowControl
+from deployments.runtime.freed_memory import return_freed_memory
 from deployments.runtime.graph_service import GraphService
 from deployments.runtime.hold import follow_replicas, held
 from deployments.runtime.metrics import observe_sessions
@@ -76,6 +77,7 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         follow_replicas(self._models)
         in_background(partial(when_draining, self.drain), "watch of the state", restart=True)
+        in_background(return_freed_memory, "return of freed memory", restart=True)
         app = make_app(
             self._service,
             self._streams,
