@@ -18,7 +18,7 @@ from api.head import HeadAsGet
 from api.limits import FORM_LIMITS, BodyLimit, Places, heavy_route
 from api.live.registry import LiveStreams
 from api.live.websocket import SocketPaths
-from api.openai import realtime
+from api.openai import realtime_routes
 from api.openai import routes as openai
 from api.request_id import RequestId
 from api.service import SpeechService, with_max_duration
@@ -34,7 +34,7 @@ SHAPES = ErrorShapes(
     {
         **process.ERROR_SHAPES,
         **openai.ERROR_SHAPES,
-        **realtime.ERROR_SHAPES,
+        **realtime_routes.ERROR_SHAPES,
         **whisper_asr.ERROR_SHAPES,
         **whisper_rest.ERROR_SHAPES,
         **models.ERROR_SHAPES,
@@ -85,7 +85,7 @@ def make_app(
         index.router(version),
         live.router(streams),
         vosk.router(streams, settings.vosk),
-        realtime.router(streams, openai_aliases),
+        realtime_routes.router(streams, openai_aliases),
         *([key_routes.router(keys)] if keys is not None else ()),
     ]
     app = FastAPIOffline(
@@ -121,17 +121,15 @@ def _middleware(
     max_bytes = {
         "": settings.max_upload_bytes,
         openai.PREFIX: min(settings.max_upload_bytes, settings.max_openai_upload_bytes),
+        realtime_routes.PATH: realtime_routes.MAX_BODY_BYTES,
     }
-    key_check = (
-        [] if keys is None else [Middleware(KeyCheck, keys=keys, limits=limits, shapes=SHAPES)]
-    )
     return [
         Middleware(RequestId, server_echoes=server_echoes_request_id),
         Middleware(SocketPaths),
         Middleware(whisper_rest.Cors),
         *cors(settings.cors_origins),
         Middleware(ErrorBoundary, shapes=SHAPES),
-        *key_check,
+        Middleware(KeyCheck, keys=keys, limits=limits, shapes=SHAPES),
         Middleware(HeadAsGet),
         Middleware(
             BodyLimit,

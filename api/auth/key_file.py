@@ -121,6 +121,11 @@ class KeyFile:
                 found = key
         return found
 
+    def beginning_with(self, digest: bytes) -> list[Key]:
+        """The keys whose hash begins so."""
+        self._refresh()
+        return [key for key in self._keys.values() if key.digest.startswith(digest)]
+
     def count(self) -> int:
         """How many keys there are."""
         self._refresh()

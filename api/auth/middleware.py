@@ -1,5 +1,6 @@
 """API keys: every route that is not open needs one, within the limits of that key."""
 
+import contextlib
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
@@ -11,7 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from api import index
-from api.auth.key_file import KeyFile, covers
+from api.auth.client_secrets import PREFIX, Grant, InvalidSecret, expired, read
+from api.auth.key_file import Key, KeyFile, covers
 from api.auth.key_limits import KeyLimits, LimitReached
 from api.errors import ErrorShapes, Problem, retry_after
 
@@ -29,13 +31,17 @@ class KeyCheck:
 
     The key comes as ``X-API-Key``, as ``Authorization: Bearer`` or ``Token``, and on sockets also
     as ``?token=`` or as a sub-protocol; the first of them counts. All of them are removed from the
-    scope: neither the app nor the log of the server sees a key.
+    scope: neither the app nor the log of the server sees a key. A client secret comes in the same
+    ways and counts for the limits of its key.
 
     Without a key 401, with one that is unknown or not for this route 403, beyond its limits 429,
-    rendered by ``shapes``; a socket is rejected before its upgrade.
+    rendered by ``shapes``; a socket is rejected before its upgrade. Without a key file all are
+    admitted that bring no client secret, or a valid one.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyFile, limits: KeyLimits, shapes: ErrorShapes) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: KeyFile | None, limits: KeyLimits, shapes: ErrorShapes
+    ) -> None:
         self.app = app
         self.keys = keys
         self.limits = limits
@@ -67,10 +73,16 @@ class KeyCheck:
 
         The name is that of the key: a new key of the same name owns the jobs of the old one.
         """
-        if not presented:
+        if not presented and self.keys is not None:
             headers = {"WWW-Authenticate": "Bearer"}
             return Problem(401, "missing_api_key", "This route needs an API key.", headers)
-        key = self.keys.find(presented)
+        key, grant = self._find(presented)
+        state = scope.setdefault("state", {})
+        state["key"], state["grant"] = key, grant
+        if grant is not None and (problem := _why_not(grant, scope, path)):
+            return problem
+        if self.keys is None:
+            return None
         if key is None:
             return Problem(403, "invalid_api_key", "The API key is not valid.")
         if not key.opens(path):
@@ -81,19 +93,51 @@ class KeyCheck:
             refusal = reached.refusal
             headers = retry_after(refusal.retry_after_s)
             return Problem(429, refusal.code, refusal.message, headers)
-        state = scope.setdefault("state", {})
-        state["caller"], state["max_concurrent"] = key.name or key.id, key.concurrent
         return None
+
+    def _find(self, presented: bytes) -> tuple[Key | None, Grant | None]:
+        """The key that came, or the one that a client secret was issued for."""
+        key = self.keys.find(presented) if self.keys is not None else None
+        if key is None and presented.startswith(PREFIX.encode()):
+            with contextlib.suppress(InvalidSecret):
+                return read(presented, self.keys)
+        return key, None
+
+
+def _why_not(grant: Grant, scope: Scope, path: str) -> Problem | None:
+    """Why a client secret does not allow this; None if it does."""
+    if scope["type"] != "websocket" or path != grant.path:
+        message = f"A client secret is for the sockets of {grant.path}."
+        return Problem(403, "route_not_allowed", message)
+    if expired(grant):
+        return Problem(403, "invalid_api_key", "The client secret has expired.")
+    origin = next((value for name, value in scope["headers"] if name == b"origin"), b"")
+    if grant.origin and origin.decode("latin-1") != grant.origin:
+        message = "The client secret is for pages of another origin."
+        return Problem(403, "origin_not_allowed", message)
+    return None
+
+
+def key_of(connection: HTTPConnection) -> Key | None:
+    """The key that a request or socket came with; None where there are no keys."""
+    return getattr(connection.state, "key", None)
+
+
+def grant_of(connection: HTTPConnection) -> Grant | None:
+    """What the client secret of a socket states, where it came with one."""
+    return getattr(connection.state, "grant", None)
 
 
 def caller_of(connection: HTTPConnection) -> str:
     """Name of the key that a request or socket came with; "" where there are no keys."""
-    return getattr(connection.state, "caller", "")
+    key = key_of(connection)
+    return (key.name or key.id) if key is not None else ""
 
 
 def max_concurrent_of(connection: HTTPConnection) -> int | None:
     """How many requests and streams at once the key allows; None where there is no limit."""
-    return getattr(connection.state, "max_concurrent", None)
+    key = key_of(connection)
+    return key.concurrent if key is not None else None
 
 
 def _is_open(scope: Scope, path: str) -> bool:

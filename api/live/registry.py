@@ -71,6 +71,10 @@ class LiveStreams:
             )
         return entry
 
+    def lists(self, name: str | None) -> bool:
+        """Whether the catalogue has a model of that name, served or not."""
+        return name is not None and self._service.catalogue.find(name) is not None
+
     def check(self, options: SessionOptions) -> None:
         """Raise InvalidRequest where a model cannot do what the options ask of it."""
         for entry in self._recognisers(options):

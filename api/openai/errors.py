@@ -11,7 +11,7 @@ from api.errors import Problem
 _STATUS = {415: 400, 422: 400}
 """OpenAI has one status for every fault of a request but its size."""
 _STATUS_OF_CODE = {"model_not_found": 404, "invalid_api_key": 401}
-_CODES = {"missing": "missing_required_parameter"}
+_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 _ONE_KEY_CODE = {"missing_api_key": "invalid_api_key"}
 
 

@@ -11,19 +11,16 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import APIRouter, Query
 from pydantic import BaseModel, ValidationError
-from starlette.websockets import WebSocket
 
-from api.errors import RenderError, family_problem
+from api.errors import family_problem
 from api.live.connection import Frame
 from api.live.conversation import Opening, code_of
 from api.live.registry import LiveStreams
-from api.live.websocket import serve
-from api.openai.errors import error_object, render_error
-from api.openai.realtime_settings import BetaSessionUpdate, SessionUpdate, Settings, Transcription
+from api.openai.errors import error_object
+from api.openai.realtime_settings import BetaSessionUpdate, SessionUpdate, Settings
 from api.openai.requests import Aliases
 from api.openai.responses import logprobs
 from speech.audio import SAMPLE_RATE
@@ -51,8 +48,6 @@ NOT_SERVED = {
     "response.create",
 }
 """Events of speech-to-speech sessions."""
-ERROR_SHAPES: Mapping[str, RenderError] = {"/v1/realtime": render_error}
-"""Of errors before the socket is open."""
 _CODES = {"stream_too_long": "session_expired"}
 """OpenAI's names of codes that differ from ours."""
 _VALUE_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
@@ -73,7 +68,8 @@ class Realtime:
     """One socket; see :class:`api.live.conversation.Dialect`.
 
     ``beta`` clients receive ``transcription_session.created`` and ``conversation.item.created``,
-    the others ``session.created`` and ``conversation.item.added`` and ``.done``.
+    the others ``session.created`` and ``conversation.item.added`` and ``.done``. ``update`` are
+    the settings of the client secret.
     """
 
     resumable = False
@@ -88,6 +84,7 @@ class Realtime:
         intent: str | None,
         model: str | None,
         beta: bool,
+        update: SessionUpdate | None = None,
     ) -> None:
         self._live = live
         self._aliases = aliases
@@ -95,7 +92,7 @@ class Realtime:
         self._model = model
         self._beta = beta
         self._id = uuid.uuid4().hex
-        self._settings = Settings()
+        self._settings = Settings().updated(update) if update else Settings()
         self._session: LiveSession | None = None
         self._turns = TurnAssembler()
         self._numbers = itertools.count(1)
@@ -113,8 +110,11 @@ class Realtime:
             raise InvalidRequest(
                 "This service only transcribes: connect with intent=transcription."
             )
-        named = Transcription.model_construct(model=self._model)
-        self._settings = replace(self._settings, transcription=named)
+        # With an intent OpenAI's clients name their model of conversations, which is not meant.
+        known = self._model in self._aliases or self._live.lists(self._model)
+        if self._model and (known or self._intent is None):
+            transcription = self._settings.transcription.model_copy(update={"model": self._model})
+            self._settings = replace(self._settings, transcription=transcription)
         return [self._session_event("created")]
 
     def open(self, frame: Frame) -> Opening | Sequence[str]:
@@ -254,11 +254,7 @@ class Realtime:
     def _session_event(self, what: str) -> str:
         """The event that shows the session as it was created or updated."""
         model = self._live.recogniser(self._options().mode.model, None)
-        shown = {
-            "id": f"sess_{self._id}",
-            "object": "realtime.transcription_session",
-            **self._settings.shown(model, beta=self._beta),
-        }
+        shown = self._settings.shown(self._id, model, beta=self._beta)
         kind = "transcription_session" if self._beta else "session"
         return self._event(f"{kind}.{what}", session=shown)
 
@@ -318,29 +314,6 @@ class Realtime:
     def _event(self, kind: str, **fields: Any) -> str:
         number = f"event_{self._id[:16]}_{next(self._numbers)}"
         return json.dumps({"type": kind, "event_id": number, **fields}, ensure_ascii=False)
-
-
-def router(live: LiveStreams, aliases: Aliases) -> APIRouter:
-    """The socket; ``aliases`` are OpenAI's names of models."""
-    routes = APIRouter()
-
-    @routes.websocket("/v1/realtime")
-    async def realtime(
-        websocket: WebSocket,
-        intent: Annotated[str | None, Query()] = None,
-        model: Annotated[str | None, Query()] = None,
-    ) -> None:
-        # Browsers have no headers: a key and the version come as subprotocols beside this one.
-        offered = websocket.scope.get("subprotocols", ())
-        beta = BETA in offered or "realtime=v1" in websocket.headers.get("openai-beta", "")
-        await serve(
-            websocket,
-            live,
-            Realtime(live, aliases, intent=intent, model=model, beta=beta),
-            render_error=render_error,
-        )
-
-    return routes
 
 
 def _read(frame: Frame) -> Mapping[str, Any]:

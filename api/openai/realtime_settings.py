@@ -246,7 +246,7 @@ class Settings:
         live.check(options)
         return options
 
-    def shown(self, model: ModelEntry, *, beta: bool) -> dict[str, Any]:
+    def shown(self, session_id: str, model: ModelEntry, *, beta: bool) -> dict[str, Any]:
         """The form that clients receive; ``model`` is the one in use."""
         given = self.transcription
         transcription = {
@@ -258,8 +258,10 @@ class Settings:
         }
         turns = self.turn_detection.shown() if self.turn_detection else None
         include = {"include": [LOGPROBS] if self.logprobs else None}
+        about = {"id": f"sess_{session_id}", "object": "realtime.transcription_session"}
         if beta:
             return {
+                **about,
                 "input_audio_format": self.format.beta,
                 "input_audio_transcription": transcription,
                 "turn_detection": turns,
@@ -272,4 +274,4 @@ class Settings:
             "turn_detection": turns,
             "noise_reduction": None,
         }
-        return {"type": "transcription", "audio": {"input": audio}, **include}
+        return {**about, "type": "transcription", "audio": {"input": audio}, **include}

@@ -3,11 +3,14 @@
 import asyncio
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from api.auth.client_secrets import Grant, issue
+from api.auth.key_file import KeyFile
 from tests.unit.fake_models import FakeModels
 from tests.unit.live_service import serving
 
@@ -75,6 +78,10 @@ async def test_a_page_opens_every_socket_with_a_key_and_a_protocol_beside_it(
     wanted = [(path, ["speechgraph", *WITH_KEY]) for path in PATHS]
     wanted.append(("/v1/ws", WITH_KEY))
     wanted.append(("/v1/ws", ["speechgraph", "openai-insecure-api-key.wrong"]))
+    parent = KeyFile(keys).find(KEY.encode())
+    for origin in ("", "https://another.example"):
+        secret = issue(parent, Grant("/v1/realtime", int(time.time()) + 600, origin, {}))
+        wanted.append(("/v1/realtime", ["realtime", f"openai-insecure-api-key.{secret}"]))
     async with serving(FakeModels(), whole=True, keys_file=str(keys)) as service:
         found = await opened_in_chromium(tmp_path / "profile", service.port, wanted)
-    assert found == ["speechgraph"] * len(PATHS) + [None, None]
+    assert found == ["speechgraph"] * len(PATHS) + [None, None, "realtime", None]

@@ -21,7 +21,7 @@ from api.app import make_app
 from api.compat import vosk
 from api.live.registry import LiveModels, LiveStreams
 from api.live.websocket import SocketPaths
-from api.openai import realtime
+from api.openai import realtime_routes
 from api.v1 import live
 from configs.catalogue import Catalogue, Family, ModelEntry
 from configs.settings import OPENAI_MODELS, IngressSettings, SessionSettings, VoskSocketSettings
@@ -156,7 +156,7 @@ class LiveService:
         app = FastAPI(middleware=[Middleware(SocketPaths)])
         app.include_router(live.router(self.streams))
         app.include_router(vosk.router(self.streams, settings.vosk))
-        app.include_router(realtime.router(self.streams, dict.fromkeys(OPENAI_MODELS)))
+        app.include_router(realtime_routes.router(self.streams, dict.fromkeys(OPENAI_MODELS)))
         return app
 
     @property

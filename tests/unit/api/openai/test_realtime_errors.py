@@ -23,6 +23,7 @@ from tests.unit.api.openai.realtime_client import (
 from tests.unit.fake_models import FakeModels
 from tests.unit.live_audio import exact, silence, speak
 from tests.unit.live_service import (
+    STREAMING,
     LiveService,
     serving,
 )
@@ -59,6 +60,7 @@ async def test_browsers_send_key_and_version_as_subprotocols(
         ("?intent=conversation", "invalid_request", None),
         ("?model=gpt-realtime", "model_not_found", "model"),
         ("?intent=transcription&model=demo-gigaam-emo", "invalid_request", None),
+        ("?intent=transcription&model=demo-pyannote", "model_not_found", "model"),
     ],
 )
 async def test_what_is_no_transcription_is_refused_with_a_reason(
@@ -70,6 +72,18 @@ async def test_what_is_no_transcription_is_refused_with_a_reason(
     assert error["error"]["type"] == "invalid_request_error"
     assert (error["error"]["code"], error["error"]["param"]) == (code, param)
     assert client.closed[0] == 1008
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpt-realtime", "gpt-4o-realtime-preview", "gpt-4o-mini-realtime-preview-2024-12-17", "mine"],
+)
+async def test_with_an_intent_a_name_of_another_model_means_the_default(
+    quick: LiveService, name: str
+) -> None:
+    async with quick.connect(f"{PATH}&model={name}") as client:
+        created = await client.receive()
+    assert created["session"]["audio"]["input"]["transcription"]["model"] == STREAMING
 
 
 async def test_without_an_intent_it_transcribes(quick: LiveService) -> None:
