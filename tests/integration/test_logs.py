@@ -14,8 +14,10 @@ from starlette.requests import Request
 
 from deployments.runtime.worker import Call, Worker
 from engines import device
+from speech.errors import UnsupportedAudio
 from speech.log_context import session_id
 
+REFUSED = "Request failed. unsupported_audio: no audio track"
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
 
@@ -29,6 +31,10 @@ class Model:
     async def transcribe(self, job: str) -> None:
         """Log a failure on behalf of a job."""
         await self._worker.run(self._fail, job)
+
+    async def decode(self) -> None:
+        """Refuse a file that is no audio."""
+        raise UnsupportedAudio("no audio track")
 
     def _fail(self, call: Call) -> None:
         try:
@@ -48,7 +54,11 @@ class Entry:
         session_id.set("live-1")
         logger.info("a stream begins")
         await self._model.transcribe.remote("job-1")
-        return "done"
+        try:
+            await self._model.decode.remote()
+        except UnsupportedAudio as refused:
+            return refused.code
+        return "not refused"
 
 
 @pytest.fixture(params=["TEXT", "JSON"])
@@ -66,7 +76,7 @@ def logged(cluster: str, encoding: str, tmp_path: Path) -> Iterator[dict[str, st
     serve.run(graph, name=name, route_prefix=f"/{name}", logging_config=config)
     try:
         answer = httpx.get(f"{cluster}/{name}/", headers={"X-Request-ID": "req-1"}, timeout=30)
-        assert answer.status_code == 200
+        assert answer.text == "unsupported_audio"
         yield {
             deployment: file.read_text(encoding="utf-8")
             for deployment in ("Entry", "Model")
@@ -89,6 +99,9 @@ def test_the_records_of_a_replica_are_in_its_log_with_the_ids(
         after = logged["Model"].split(failed + "\n")[1]
         assert after.startswith("Traceback (most recent call last):\n")
         assert after.splitlines()[3] == "ValueError: the weights are broken"
+        (refused,) = [line for line in logged["Model"].splitlines() if REFUSED in line]
+        assert refused.startswith("INFO ")
+        assert "Traceback" not in logged["Model"].split(refused)[1]
         (begun,) = [line for line in logged["Entry"].splitlines() if "a stream begins" in line]
         assert "req-1 -- [session=live-1] a stream begins" in begun
         return
@@ -103,6 +116,9 @@ def test_the_records_of_a_replica_are_in_its_log_with_the_ids(
     failed = records["inference failed"]
     assert (failed["levelname"], failed["request_id"], failed["job"]) == ("ERROR", "req-1", "job-1")
     assert failed["exc_text"].endswith("ValueError: the weights are broken")
+    refused = records[REFUSED]
+    assert (refused["levelname"], refused["request_id"]) == ("INFO", "req-1")
+    assert "exc_text" not in refused
     begun = records["a stream begins"]
     assert (begun["deployment"], begun["request_id"]) == ("logs-json_Entry", "req-1")
     assert begun["session"] == "live-1"
