@@ -18,9 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from speech import merge
-from speech.audio import SAMPLE_RATE, Audio
 from speech.errors import AudioTooLong, SpeechError
-from speech.media.segmentation import pause_cuts
 from speech.ports import (
     DecodedAudio,
     Decoder,
@@ -28,8 +26,8 @@ from speech.ports import (
     Diarizer,
     EmotionClassifier,
     EmotionOptions,
+    FileTranscriber,
     TranscribeOptions,
-    Transcriber,
 )
 from speech.transcript import (
     BranchError,
@@ -46,9 +44,8 @@ T = TypeVar("T")
 Task = Literal["transcribe", "diarization", "emotion"]
 Stage = Literal["decode", "transcribe", "diarization", "emotion", "merge"]
 
-STREAM_WINDOW_S = 30.0
-"""What :meth:`SpeechGraph.stream` recognises at once: the window of one pass of Whisper; more would
-only keep the caller waiting."""
+MAX_SPANS = 20
+"""Spans that one warning lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +72,13 @@ class ProcessOptions:
             return True
         return self.tasks == {"emotion"} and self.emotion.level in ("word", "sentence")
 
+    @property
+    def needs_word_times(self) -> bool:
+        """Whether speakers or emotions are attributed to words, asked for or not."""
+        return "diarization" in self.tasks or (
+            "emotion" in self.tasks and self.emotion.level != "file"
+        )
+
 
 @dataclass(slots=True)
 class _Run:
@@ -83,6 +87,8 @@ class _Run:
     options: ProcessOptions
     observe: Callable[[Stage, float], None]
     begin: Callable[[Stage], None]
+    hides_words: bool
+    """Words are recognised for other steps alone."""
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     errors: list[BranchError] = field(default_factory=list)
@@ -98,6 +104,10 @@ class _Run:
             elapsed = time.perf_counter() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
             self.observe(name, elapsed)
+
+    def shown(self, segment: Segment) -> Segment:
+        """The segment as the transcript has it."""
+        return replace(segment, words=()) if self.hides_words else segment
 
     async def branch(self, name: Task, work: Awaitable[T]) -> T | None:
         """Await one branch; its error ends the request, or with partial results only the branch."""
@@ -121,7 +131,7 @@ class SpeechGraph:
     def __init__(
         self,
         decoder: Decoder,
-        transcriber: Transcriber,
+        transcriber: FileTranscriber,
         diarizer: Diarizer,
         emotions: EmotionClassifier,
         observe: Callable[[Stage, float], None] = lambda stage, seconds: None,
@@ -140,8 +150,8 @@ class SpeechGraph:
         Raises the error of the first branch that fails, unless ``partial_results`` is set; an
         error of decoding always ends the request.
         """
-        options = replace(options, transcribe=options.transcribe.faster(options.speedup))
-        run = _Run(options, self._observe, self._begin)
+        run = self._run(options)
+        options = run.options
         wants_channels = "diarization" in options.tasks and options.diarize.stereo_mode
         with run.stage("decode"):
             audio = await self._decode(data, options, keep_channels=wants_channels)
@@ -164,15 +174,12 @@ class SpeechGraph:
     ) -> AsyncGenerator[Segment | Transcript, None]:
         """The segments of a file one by one as they are recognised, then its transcript.
 
-        The mono mix is recognised in windows cut in pauses, one after the other as the caller takes
-        the segments; the options hold for each window. The speakers of all segments are found
-        beforehand, emotions are in the transcript alone. A language that was not named is that of
-        the first window with speech. Raises the first error, also with ``partial_results``;
-        closing the generator cancels what runs.
+        They are those of :meth:`process` for the mono mix. The speakers of all segments are found
+        beforehand, emotions are in the transcript alone. Raises the first error, also with
+        ``partial_results``; closing the generator cancels what runs.
         """
-        transcribe = options.transcribe.faster(options.speedup)
-        options = replace(options, transcribe=transcribe, partial_results=False)
-        run = _Run(options, self._observe, self._begin)
+        run = self._run(replace(options, partial_results=False))
+        options = run.options
         with run.stage("decode"):
             audio = await self._decode(data, options, keep_channels=False)
         run.warnings += audio.warnings
@@ -181,25 +188,43 @@ class SpeechGraph:
             diarize = replace(options.diarize, stereo_mode=False)
             turns = self._diarizer.diarize(audio, diarize)
             speakers = asyncio.create_task(run.branch("diarization", turns))
-        recognitions: list[Recognition] = []
+        recognition = Recognition(())
+        found: list[Segment] = []
         diarization: Diarization | None = None
+        parts = self._transcriber.stream(audio, options.transcribe)
         try:
-            async for window in self._recognise_windows(run, audio):
-                if speakers is not None:
-                    diarization = await speakers
-                segments = self._merge_words(run, [window], diarization) or ()
-                recognitions.append(replace(window, segments=segments))
-                for segment in segments:
-                    yield segment.stretched(options.speedup).rounded()
+            with run.stage("transcribe"):
+                async for recognition in parts:
+                    if recognition.segments and speakers is not None:
+                        diarization = await speakers
+                    segments = self._merge_words(run, [recognition], diarization) or ()
+                    found += segments
+                    for segment in segments:
+                        yield run.shown(segment).stretched(options.speedup).rounded()
+            if speakers is not None:
+                diarization = await speakers
         finally:
+            await parts.aclose()
             if speakers is not None:
                 speakers.cancel()
                 await asyncio.gather(speakers, return_exceptions=True)
-        found = tuple(segment for window in recognitions for segment in window.segments)
         emotions = None
         if "emotion" in options.tasks:
-            emotions = await self._emotions_of_spans(run, audio, found, diarization)
-        yield self._transcript(run, audio, recognitions, found, diarization, emotions)
+            emotions = await self._emotions_of_spans(run, audio, tuple(found), diarization)
+        yield self._transcript(run, audio, [recognition], tuple(found), diarization, emotions)
+
+    def _run(self, options: ProcessOptions) -> "_Run":
+        """A run with the options of the models: for sped-up audio, and with the words they need."""
+        transcribe = options.transcribe.faster(options.speedup)
+        run_options = replace(
+            options,
+            transcribe=replace(
+                transcribe,
+                word_timestamps=transcribe.word_timestamps or options.needs_word_times,
+            ),
+        )
+        hides_words = not transcribe.word_timestamps
+        return _Run(run_options, self._observe, self._begin, hides_words)
 
     async def _decode(
         self, data: bytes, options: ProcessOptions, *, keep_channels: bool
@@ -209,22 +234,6 @@ class SpeechGraph:
         if most is not None and audio.duration * options.speedup > most:
             raise AudioTooLong(f"the audio is longer than {most:g} seconds")
         return audio
-
-    async def _recognise_windows(
-        self, run: _Run, audio: DecodedAudio
-    ) -> AsyncGenerator[Recognition, None]:
-        """The recognition of each window, with times of the file."""
-        options = run.options.transcribe
-        samples = await self._decoder.fetch_samples(audio)
-        for start, end in await asyncio.to_thread(pause_cuts, samples, STREAM_WINDOW_S):
-            cut = Audio(samples).cut(start, end)
-            window = DecodedAudio(Audio(cut), len(cut) / SAMPLE_RATE)
-            work = self._transcriber.transcribe(window, options, None)
-            recognition = await run.branch("transcribe", work)
-            assert recognition is not None, "an error was raised"
-            if recognition.segments and not options.multilingual:
-                options = replace(options, language=options.language or recognition.language)
-            yield replace(recognition, segments=merge.shifted(recognition.segments, start))
 
     async def _side_by_side(
         self, run: _Run, audio: DecodedAudio, stereo: bool
@@ -274,6 +283,9 @@ class SpeechGraph:
         with run.stage("merge"):
             for recognition in recognitions:
                 run.warnings += [w for w in recognition.warnings if w not in run.warnings]
+            missed = [span for recognition in recognitions for span in recognition.missed]
+            if missed:
+                run.warnings.append(_incomplete(missed, run.options.speedup))
             single = len(recognitions) == 1
             segments = recognitions[0].segments if single else merge.join_channels(recognitions)
             return merge.attribute(segments, diarization) if diarization else segments
@@ -304,6 +316,8 @@ class SpeechGraph:
         options = run.options
         if segments is not None and emotions:
             segments = merge.with_emotions(segments, emotions, options.emotion.level)
+        if segments is not None:
+            segments = tuple(run.shown(segment) for segment in segments)
         surest = max(recognitions or [], key=lambda r: r.language_probability or 0.0, default=None)
         used = {
             "transcribe": options.transcribe.model if options.needs_words else None,
@@ -323,6 +337,12 @@ class SpeechGraph:
             errors=tuple(run.errors),
         )
         return transcript.stretched(options.speedup).rounded()
+
+
+def _incomplete(missed: list[tuple[float, float]], speedup: float) -> str:
+    spans = [f"{start * speedup:.1f}–{end * speedup:.1f}" for start, end in sorted(missed)]
+    more = f" and {len(spans) - MAX_SPANS} more" if len(spans) > MAX_SPANS else ""
+    return f"the text may be incomplete at {', '.join(spans[:MAX_SPANS])}{more} s"
 
 
 async def _all_or_first_error(work: Mapping[K, Coroutine[Any, Any, T]]) -> dict[K, T]:

@@ -5,7 +5,7 @@ In a test the ports are engines in threads; in service they are Ray Serve handle
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -148,10 +148,6 @@ class Decoder(Protocol):
         """
         ...
 
-    async def fetch_samples(self, audio: DecodedAudio) -> Samples:
-        """The mono mix of what was decoded, in this process: float32 [samples] at 16 kHz."""
-        ...
-
 
 class Transcriber(Protocol):
     """Turns audio into words."""
@@ -160,6 +156,20 @@ class Transcriber(Protocol):
         self, audio: DecodedAudio, options: TranscribeOptions, channel: int | None
     ) -> Recognition:
         """Recognise one channel (None: the mono mix) of any length."""
+        ...
+
+
+class FileTranscriber(Transcriber, Protocol):
+    """A transcriber that also gives its segments before all of them are recognised."""
+
+    def stream(
+        self, audio: DecodedAudio, options: TranscribeOptions
+    ) -> AsyncGenerator[Recognition, None]:
+        """The recognition of the mono mix, in parts.
+
+        Each part has the segments recognised since the one before, the last one all the rest.
+        A caller that stops early closes the generator.
+        """
         ...
 
 

@@ -102,12 +102,16 @@ class EmotionSpan:
 
 @dataclass(frozen=True, slots=True)
 class Recognition:
-    """The result of a recogniser on one channel; ``warnings`` list options it could not honour."""
+    """The result of a recogniser on one channel; ``warnings`` list options it could not honour.
+
+    ``missed`` are start and end, in seconds, of speech of which the text may be incomplete.
+    """
 
     segments: tuple[Segment, ...]
     language: str | None = None
     language_probability: float | None = None
     warnings: tuple[str, ...] = ()
+    missed: tuple[tuple[float, float], ...] = ()
 
     def pack(self) -> dict[str, Any]:
         """As plain containers, which cross a Serve handle at a tenth of the cost of objects."""
@@ -115,6 +119,7 @@ class Recognition:
             "language": self.language,
             "language_probability": self.language_probability,
             "warnings": list(self.warnings),
+            "missed": list(self.missed),
             "segments": [
                 {
                     **{name: getattr(s, name) for name in _SEGMENT_FIELDS},
@@ -136,6 +141,7 @@ class Recognition:
             packed["language"],
             packed["language_probability"],
             tuple(packed["warnings"]),
+            tuple(packed["missed"]),
         )
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ray import ObjectRef
@@ -38,7 +39,7 @@ T = TypeVar("T")
 
 
 class ReplicaDied(Exception):
-    """The replica died twice while it worked on this request."""
+    """The replica died while it worked on this request."""
 
 
 async def call(
@@ -57,6 +58,35 @@ async def call(
     kept an argument died, and ReplicaDied when the second replica died as well.
     """
     return await _with_retry(handle, args, timeout_s, longest_absence_s, _value)
+
+
+async def stream(
+    handle: DeploymentHandle[Any],
+    *args: Any,
+    timeout_s: float,
+    longest_absence_s: float = math.inf,
+) -> AsyncGenerator[Any, None]:
+    """The values of a generator method; ``timeout_s`` bounds the wait for each of them.
+
+    Closing the generator cancels the call in its replica. Raises what :func:`call` does, and
+    ReplicaDied when the first replica died: the caller knows what to do with the values so far.
+    """
+    name = handle.deployment_name
+    response: Any = handle.options(stream=True).remote(*args)
+    try:
+        with _domain_errors(name):
+            while True:
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        await _routed(response, name, longest_absence_s)
+                        value = await anext(response)
+                except TimeoutError:
+                    raise _late(name, timeout_s) from None
+                except StopAsyncIteration:
+                    return
+                yield value
+    finally:
+        response.cancel()
 
 
 async def call_for_reference(
@@ -106,31 +136,20 @@ async def _with_retry(
     for attempt in (1, 2):
         response: Any = handle.remote(*args)
         try:
-            async with asyncio.timeout_at(deadline):
-                await _routed(response, name, longest_absence_s)
-                return await result(response)
+            with _domain_errors(name):
+                async with asyncio.timeout_at(deadline):
+                    await _routed(response, name, longest_absence_s)
+                    return await result(response)
         except TimeoutError:
             response.cancel()
-            raise DeadlineExceeded(f"{name} did not finish within {timeout_s:g} s") from None
+            raise _late(name, timeout_s) from None
         except asyncio.CancelledError:
             response.cancel()
             raise
-        except BackPressureError:
-            raise Overloaded(f"the queue of {name} is full") from None
-        except DeploymentUnavailableError:
-            raise Overloaded(f"{name} is not available") from None
-        except RayActorError as death:
+        except ReplicaDied as death:
             logger.warning(
-                "%s: replica died under a request (attempt %d): %s", name, attempt, death
+                "%s: replica died under a request (attempt %d): %s", name, attempt, death.__cause__
             )
-        except SpeechError as error:
-            raise _as_raised(error) from None
-        except ObjectLostError:
-            # The audio died with the node of the decoder that made it; the whole request has to be
-            # sent again, which the client or the job's next attempt does.
-            raise ModelUnavailable(f"the input of {name} was lost with its node") from None
-        except RayTaskError as error:
-            raise EngineFailed(f"{name} failed on this input") from error
     raise ReplicaDied(name)
 
 
@@ -150,6 +169,31 @@ def _ignore_error(routed: "asyncio.Future[Any]") -> None:
     """Mark its error as retrieved: awaiting the response raises the same one."""
     if not routed.cancelled():
         routed.exception()
+
+
+def _late(name: str, timeout_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"{name} did not finish within {timeout_s:g} s")
+
+
+@contextmanager
+def _domain_errors(name: str) -> Iterator[None]:
+    """Raise Ray's errors as the domain's, and the death of the replica as ReplicaDied."""
+    try:
+        yield
+    except BackPressureError:
+        raise Overloaded(f"the queue of {name} is full") from None
+    except DeploymentUnavailableError:
+        raise Overloaded(f"{name} is not available") from None
+    except RayActorError as death:
+        raise ReplicaDied(name) from death
+    except SpeechError as error:
+        raise _as_raised(error) from None
+    except ObjectLostError:
+        # The audio died with the node of the decoder that made it; the whole request has to be
+        # sent again, which the client or the job's next attempt does.
+        raise ModelUnavailable(f"the input of {name} was lost with its node") from None
+    except RayTaskError as error:
+        raise EngineFailed(f"{name} failed on this input") from error
 
 
 def _as_raised(error: SpeechError) -> SpeechError:

@@ -4,19 +4,22 @@
 ``longest_absence_s`` is how long a deployment may have had no replica before a call is rejected.
 """
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from configs.catalogue import Catalogue
-from deployments.runtime.calls import ReplicaDied, call, call_for_reference
-from speech.audio import Audio, Samples
+from deployments.runtime.calls import ReplicaDied, call, call_for_reference, stream
 from speech.errors import ModelUnavailable, UnsupportedAudio
 from speech.ports import DecodedAudio, DiarizeOptions, EmotionOptions, TranscribeOptions
 from speech.transcript import Diarization, Recognition, Scores, Span
+
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 NOT_DEPLOYED = "a task without a deployment is rejected before the graph runs"
 
@@ -46,12 +49,6 @@ class ServedDecoder:
         assert isinstance(facts, DecodedAudio)
         return replace(facts, content=reference)
 
-    async def fetch_samples(self, audio: DecodedAudio) -> Samples:
-        """See :class:`speech.ports.Decoder`."""
-        fetched = await audio.content
-        assert isinstance(fetched, Audio)
-        return fetched.mono
-
 
 class ServedTranscriber:
     """The recognisers of the graph; the family of the model selects the deployment."""
@@ -74,22 +71,50 @@ class ServedTranscriber:
         self, audio: DecodedAudio, options: TranscribeOptions, channel: int | None
     ) -> Recognition:
         """See :class:`speech.ports.Transcriber`."""
+        model, handle, bounds = self._route(options)
+        try:
+            packed = await call(
+                handle.transcribe, audio.content, options, channel, self._job, **bounds
+            )
+        except ReplicaDied:
+            raise _unavailable(model) from None
+        return Recognition.unpack(packed)
+
+    async def stream(
+        self, audio: DecodedAudio, options: TranscribeOptions
+    ) -> AsyncGenerator[Recognition, None]:
+        """See :class:`speech.ports.FileTranscriber`.
+
+        When the replica dies, another one begins again, and segments from before the end of those
+        that were yielded are left out.
+        """
+        model, handle, bounds = self._route(options)
+        reached_s = 0.0
+        for _ in range(2):
+            parts = stream(handle.stream, audio.content, options, **bounds)
+            try:
+                async with aclosing(parts):
+                    async for packed in parts:
+                        part = Recognition.unpack(packed)
+                        new = tuple(s for s in part.segments if s.start >= reached_s)
+                        yield replace(part, segments=new)
+                        reached_s = max([reached_s, *(s.end for s in new)])
+                return
+            except ReplicaDied as death:
+                logger.warning("replica of %s died under a stream: %s", model, death.__cause__)
+        raise _unavailable(model)
+
+    def _route(
+        self, options: TranscribeOptions
+    ) -> tuple[str, DeploymentHandle[Any], dict[str, float]]:
         entry = self._catalogue.find(str(options.model))
         assert entry is not None, "the ingress resolves models before the graph runs"
         handle = self._handles[entry.family].options(multiplexed_model_id=entry.id)
-        try:
-            packed = await call(
-                handle.transcribe,
-                audio.content,
-                options,
-                channel,
-                self._job,
-                timeout_s=self._timeouts_s[entry.family],
-                longest_absence_s=self._longest_absence_s,
-            )
-        except ReplicaDied:
-            raise _unavailable(entry.id) from None
-        return Recognition.unpack(packed)
+        bounds = {
+            "timeout_s": self._timeouts_s[entry.family],
+            "longest_absence_s": self._longest_absence_s,
+        }
+        return entry.id, handle, bounds
 
 
 class ServedDiarizer:

@@ -1,10 +1,12 @@
 """Bases of the model deployments: engines by model id, threads, metrics, and the hooks of Serve."""
 
+import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import ValidationError
@@ -19,7 +21,7 @@ from deployments.runtime.worker import Call, Worker
 from engines.cache import ModelCache
 from speech.audio import Audio, Samples
 from speech.ports import TranscribeOptions
-from speech.transcript import Recognition
+from speech.transcript import Recognition, Segment
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
@@ -141,8 +143,12 @@ class RecognitionEngine(Protocol):
         options: TranscribeOptions,
         cancelled: Callable[[], bool],
         report: Callable[[float], None],
+        emit: Callable[[Segment], None],
     ) -> Recognition:
-        """Recognise mono float32 samples at 16 kHz, with a cancellation point between pieces."""
+        """Recognise mono float32 samples at 16 kHz, with a cancellation point between pieces.
+
+        ``emit`` is called with each segment as soon as it is recognised.
+        """
         ...
 
 
@@ -158,7 +164,41 @@ class RecogniserHost(EngineHost[RecognitionEngine]):
         samples = audio.track(channel)
         recognition = await self._run(
             str(options.model),
-            lambda engine, call: engine.transcribe(samples, options, call.checkpoint, call.report),
+            lambda engine, call: engine.transcribe(
+                samples, options, call.checkpoint, call.report, lambda segment: None
+            ),
             job,
         )
         return recognition.pack()
+
+    async def stream(
+        self, audio: Audio, options: TranscribeOptions
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Recognise the mono mix as an interactive call; the packed recognition in parts.
+
+        See :meth:`speech.ports.FileTranscriber.stream`. What the caller has not taken yet waits
+        here: at most the segments of one file.
+        """
+        loop = asyncio.get_running_loop()
+        recognised: asyncio.Queue[Segment | None] = asyncio.Queue()
+
+        def emit(segment: Segment) -> None:
+            loop.call_soon_threadsafe(recognised.put_nowait, segment)
+
+        running = asyncio.create_task(
+            self._run(
+                str(options.model),
+                lambda engine, call: engine.transcribe(
+                    audio.mono, options, call.checkpoint, call.report, emit
+                ),
+                None,
+            )
+        )
+        running.add_done_callback(lambda _: recognised.put_nowait(None))
+        try:
+            while (segment := await recognised.get()) is not None:
+                yield Recognition((segment,)).pack()
+            yield replace(await running, segments=()).pack()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)

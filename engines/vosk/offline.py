@@ -83,24 +83,28 @@ class VoskEngine:
         options: TranscribeOptions,
         cancelled: CancelCheck = lambda: False,
         report: Callable[[float], None] = lambda seconds_done: None,
+        emit: Callable[[Segment], None] = lambda segment: None,
     ) -> Recognition:
         """Recognise float32 [samples] at 16 kHz; one segment per utterance with words.
 
         ``cancelled`` is polled before each batch, and each chunk of a frame-synchronous model;
-        ``report`` receives the end of each batch in seconds. Raises InvalidRequest, Cancelled,
-        EngineFailed.
+        ``report`` receives the end of each batch in seconds, ``emit`` each segment. Raises
+        InvalidRequest, Cancelled, EngineFailed.
         """
         self._check(options)
         languages = self._entry.languages
         language = languages[0] if len(languages) == 1 else None
         warnings = tuple(self._warnings(options))
+        segments = []
         try:
-            segments = tuple(self._segments(samples, options, cancelled, report))
+            for segment in self._segments(samples, options, cancelled, report):
+                segments.append(segment)
+                emit(segment)
         except SpeechError:
             raise
         except Exception as error:
             raise EngineFailed(f"model '{self._entry.id}' failed: {error}") from error
-        return Recognition(segments, language, warnings=warnings)
+        return Recognition(tuple(segments), language, warnings=warnings)
 
     def _check(self, options: TranscribeOptions) -> None:
         if options.task == "translate":

@@ -2,17 +2,19 @@
 
 The library has two modes:
 
-- **sequential**: 30 s windows one after the other, each with the previous text as context and with
+- **sequential**: windows one after the other, each with the previous text as context and with
   retries at higher temperatures when a window looks wrong;
 - **batched**: windows of speech that voice activity detection has cut, ``batch_size`` at a time,
   without context and without retries, several times faster.
+
+A window is 30 s, or shorter where the model was trained on less.
 
 The batched mode is used when ``vad_filter`` is on, ``batch_size`` is above 1 and no option is set
 that only the sequential mode honours, see :func:`engines.whisper.whisper_options.runs_batched`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ from faster_whisper import BatchedInferencePipeline, WhisperModel
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from engines.cancellation import CancelCheck, raise_if_cancelled
+from engines.whisper.coverage import in_file
 from engines.whisper.request_model import RequestModel
 from engines.whisper.whisper_options import (
     check_ranges,
+    needs_words,
     runs_batched,
     vad_options,
     without_effect,
@@ -31,6 +35,7 @@ from engines.whisper.whisper_options import (
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, InvalidRequest, ModelUnavailable, SpeechError
 from speech.languages import LANGUAGES
+from speech.media.segmentation import Region
 from speech.ports import TranscribeOptions, clip_times
 from speech.transcript import Recognition, Segment, Word
 
@@ -67,6 +72,7 @@ class WhisperEngine:
             )
         except Exception as error:
             raise ModelUnavailable(f"the Whisper model in {path} does not load: {error}") from error
+        self._window_s = self._model.feature_extractor.chunk_length
 
     def transcribe(
         self,
@@ -74,22 +80,25 @@ class WhisperEngine:
         options: TranscribeOptions,
         cancelled: CancelCheck = lambda: False,
         report: Callable[[float], None] = lambda seconds_done: None,
+        emit: Callable[[Segment], None] = lambda segment: None,
     ) -> Recognition:
         """Recognise float32 [samples] at 16 kHz of any length; silence gives no segments.
 
         ``cancelled`` is polled before each window and between segments; ``report`` receives the
-        end of each segment in seconds. Raises InvalidRequest for options that contradict the model
-        or each other, Cancelled, EngineFailed.
+        end of each segment in seconds, ``emit`` the segment itself. Raises InvalidRequest for
+        options that contradict the model or each other, Cancelled, EngineFailed.
         """
         check_ranges(options)
         self._check_against_model(options)
         clips = clip_times(options)
-        vad = vad_options(options)
-        warnings = tuple(without_effect(options, self._model.model.is_multilingual))
+        vad = vad_options(options, self._window_s)
+        warnings = list(without_effect(options, self._model.model.is_multilingual))
+        if (options.chunk_length or 0) > self._window_s:
+            warnings.append(f"chunk_length is at most {self._window_s:g} s with this model")
         if len(samples) < _SHORTEST_S * SAMPLE_RATE or not _audible(samples):
             return _nothing(options, warnings)
         try:
-            return self._run(samples, options, clips, vad, cancelled, report, warnings)
+            return self._run(samples, options, clips, vad, cancelled, report, emit, warnings)
         except SpeechError:
             raise
         except Exception as error:
@@ -103,14 +112,18 @@ class WhisperEngine:
         vad: VadOptions | None,
         cancelled: CancelCheck,
         report: Callable[[float], None],
-        warnings: tuple[str, ...],
+        emit: Callable[[Segment], None],
+        warnings: list[str],
     ) -> Recognition:
-        model = RequestModel(self._model, options, cancelled)
+        batched = runs_batched(options)
+        model = RequestModel(self._model, options, cancelled, batched=batched)
         passed = {name: getattr(options, name) for name in _PASSED_ON}
+        passed["word_timestamps"] = needs_words(options)
+        if batched or options.chunk_length:
+            passed["chunk_length"] = min(options.chunk_length or self._window_s, self._window_s)
         passed["suppress_tokens"] = options.suppress_tokens and list(options.suppress_tokens)
         if options.language_detection_threshold is None:
             passed["language_detection_threshold"] = 0.0  # no threshold: the first window decides
-        batched = runs_batched(options)
         if batched:
             segments, info = BatchedInferencePipeline(model).transcribe(
                 samples,
@@ -135,11 +148,20 @@ class WhisperEngine:
             return _nothing(options, warnings)
         if batched:
             segments = (s for s in segments if not _is_silence(s, options))
+        found = []
+        for segment in _segments(segments, samples, options, cancelled, report):
+            found.append(segment)
+            emit(segment)
+        missed: tuple[Region, ...] = ()
+        if model.missed:
+            speech = None if vad is None else get_speech_timestamps(samples, vad)
+            missed = in_file(model.missed, speech)
         return Recognition(
-            tuple(_segments(segments, samples, cancelled, report)),
+            tuple(found),
             info.language,
             float(info.language_probability),
-            warnings,
+            tuple(warnings),
+            missed,
         )
 
     def _check_against_model(self, options: TranscribeOptions) -> None:
@@ -192,13 +214,14 @@ def _is_silence(segment: Any, options: TranscribeOptions) -> bool:
     )
 
 
-def _nothing(options: TranscribeOptions, warnings: tuple[str, ...]) -> Recognition:
-    return Recognition((), options.language, 1.0 if options.language else None, warnings)
+def _nothing(options: TranscribeOptions, warnings: Sequence[str]) -> Recognition:
+    return Recognition((), options.language, 1.0 if options.language else None, tuple(warnings))
 
 
 def _segments(
     decoded: Iterable[Any],
     samples: Samples,
+    options: TranscribeOptions,
     cancelled: CancelCheck,
     report: Callable[[float], None],
 ) -> Iterator[Segment]:
@@ -222,7 +245,7 @@ def _segments(
             start=words[0].start if words else start,
             end=words[-1].end if words else end,
             text=segment.text,
-            words=tuple(words),
+            words=tuple(words) if options.word_timestamps else (),
             tokens=tuple(segment.tokens),
             seek=segment.seek,
             temperature=segment.temperature,

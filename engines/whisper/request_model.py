@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from engines.cancellation import CancelCheck, raise_if_cancelled
 from speech.audio import Samples
+from speech.media.segmentation import Region
 from speech.ports import TranscribeOptions
 
 _ROOM_FOR_TEXT = 220
@@ -22,12 +23,27 @@ class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no ty
 
     The library stores ``chunk_length`` on the shared feature extractor, and lets context and hints
     grow beyond the positions of the model. The weights are shared.
+
+    The library also lets the times of words move the windows and the segments, so that the text
+    depends on whether they are asked for. Here the text is the same with and without them, unless
+    ``hallucination_silence_threshold`` needs them to find hallucinations.
     """
 
     def __init__(
-        self, loaded: WhisperModel, options: TranscribeOptions, cancelled: CancelCheck
+        self,
+        loaded: WhisperModel,
+        options: TranscribeOptions,
+        cancelled: CancelCheck,
+        *,
+        batched: bool,
     ) -> None:
         self.__dict__.update(loaded.__dict__)
+        self.missed: list[Region] = []
+        """Seconds of the audio given to the library of which the text may be incomplete."""
+        self._batched = batched
+        self._max_new_tokens = options.max_new_tokens
+        self._words_move_segments = options.hallucination_silence_threshold is not None
+        self._prompt_tokens = 0
         self.feature_extractor = copy.copy(loaded.feature_extractor)
         self.feature_extractor.__class__ = _BlockwiseFeatures
         self._room_for_text = options.max_new_tokens or _ROOM_FOR_TEXT
@@ -46,7 +62,55 @@ class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no ty
         room = max(0, self.max_length - self._room_for_text - fixed)
         context = previous_tokens[-room:] if room else []
         prompt: list[int] = super().get_prompt(tokenizer, context, **hints)
+        self._prompt_tokens = len(prompt)
         return prompt
+
+    def _split_segments_by_timestamps(
+        self, tokens: list[int], **window: Any
+    ) -> tuple[list[dict[str, Any]], int, bool]:
+        """The segments of a window and the first frame of the next one."""
+        segments, seek, _ = super()._split_segments_by_timestamps(tokens=tokens, **window)
+        seek = min(seek, window["seek"] + window["segment_size"])
+        self._note_missed(tokens, seek, **window)
+        rest = tokens[sum(len(segment["tokens"]) for segment in segments) :]
+        if self._batched and rest:
+            # The library leaves a segment without an end to the next window, and has none here.
+            segments.append(self._last_segment(rest, segments[-1]["end"], **window))
+        # The library moves the next window to the last word unless the last value is True.
+        return segments, seek, True
+
+    def _last_segment(self, tokens: list[int], start: float, **window: Any) -> dict[str, Any]:
+        end = window["time_offset"] + window["segment_duration"]
+        return {"seek": window["seek"], "start": start, "end": max(start, end), "tokens": tokens}
+
+    def _note_missed(self, tokens: list[int], next_seek: int, **window: Any) -> None:
+        """Note what the encoder did not process, and what comes after a text that was cut off."""
+        begin, duration = window["time_offset"], window["segment_duration"]
+        window_s = self._window / self.frames_per_second
+        if duration > window_s:
+            self.missed.append((begin + window_s, begin + duration))
+        # CTranslate2 counts the token that ends a text, and gives the text without it.
+        limit = (self._max_new_tokens or self.max_length - self._prompt_tokens) - 1
+        resumed = not self._batched and next_seek < window["seek"] + window["segment_size"]
+        if len(tokens) < limit or resumed:
+            return
+        first = window["tokenizer"].timestamp_begin
+        reached = max((token - first for token in tokens if token >= first), default=0)
+        reached_s = reached * self.time_precision
+        if reached_s < duration:
+            self.missed.append((begin + reached_s, begin + duration))
+
+    def add_word_timestamps(
+        self, segments: list[list[dict[str, Any]]], *rest: Any, **more: Any
+    ) -> Any:
+        """Add the words of each segment of each window."""
+        times = [[(s["start"], s["end"]) for s in window] for window in segments]
+        last_speech = super().add_word_timestamps(segments, *rest, **more)
+        if not self._words_move_segments:
+            for window, window_times in zip(segments, times, strict=True):
+                for segment, (start, end) in zip(window, window_times, strict=True):
+                    segment["start"], segment["end"] = start, end
+        return last_speech
 
 
 class _BlockwiseFeatures(FeatureExtractor):  # type: ignore[misc]  # the library has no types

@@ -65,10 +65,16 @@ def runs_batched(options: TranscribeOptions) -> bool:
     )
 
 
-def vad_options(options: TranscribeOptions) -> VadOptions | None:
+def needs_words(options: TranscribeOptions) -> bool:
+    """Whether the times of words are computed, if only to find hallucinations."""
+    return options.word_timestamps or options.hallucination_silence_threshold is not None
+
+
+def vad_options(options: TranscribeOptions, window_s: float) -> VadOptions | None:
     """The library's VAD options, None without ``vad_filter``; the batched mode has its own.
 
-    Raises InvalidRequest for an unknown name or a value out of range.
+    ``window_s`` is the window of the model: the batched mode cuts longer speech. Raises
+    InvalidRequest for an unknown name or a value out of range.
     """
     given = dict(options.vad_parameters or {})
     unknown = sorted(set(given) - {f.name for f in fields(VadOptions)})
@@ -85,7 +91,7 @@ def vad_options(options: TranscribeOptions) -> VadOptions | None:
         return None
     if runs_batched(options):
         given.setdefault("min_silence_duration_ms", 160)
-        window_s = options.chunk_length or 30
+        window_s = min(options.chunk_length or window_s, window_s)
         given["max_speech_duration_s"] = min(given.get("max_speech_duration_s", window_s), window_s)
     vad = VadOptions(**given)
     if vad.max_speech_duration_s * 1000 <= 2 * vad.speech_pad_ms + 32:
@@ -98,8 +104,6 @@ def without_effect(options: TranscribeOptions, multilingual: bool) -> Iterator[s
     clips = clip_times(options)
     if options.vad_parameters and not options.vad_filter:
         yield "vad_parameters has no effect without vad_filter"
-    if options.hallucination_silence_threshold is not None and not options.word_timestamps:
-        yield "hallucination_silence_threshold has no effect without word_timestamps"
     if options.prefix and options.hotwords:
         yield "hotwords has no effect on the first window, which begins with the prefix"
     if options.prefix and clips and clips[0] > 0:

@@ -1,7 +1,7 @@
 """Regions of speech, and utterances of bounded length for a recogniser.
 
 Pure functions over the speech probabilities of a voice activity detector, one for each window of
-:data:`WINDOW_SAMPLES`. :func:`pause_cuts` needs no detector.
+:data:`WINDOW_SAMPLES`.
 """
 
 import math
@@ -12,13 +12,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from speech.audio import SAMPLE_RATE, Samples
+from speech.audio import SAMPLE_RATE
 
 WINDOW_SAMPLES = 512
 WINDOW_S = WINDOW_SAMPLES / SAMPLE_RATE
-
-PAUSE_WINDOWS = 9
-"""Loudness is averaged over 0.29 s to find a pause; the closure of a consonant is shorter."""
 
 Region = tuple[float, float]
 """Start and end in seconds."""
@@ -75,21 +72,6 @@ def utterances(
             else:
                 packed.append((start, end))
     return packed
-
-
-def pause_cuts(samples: Samples, max_s: float) -> list[Region]:
-    """Adjacent regions of at most ``max_s`` that cover all samples at 16 kHz.
-
-    Cuts are in the second half of ``max_s``, where it is quietest.
-    """
-    duration = len(samples) / SAMPLE_RATE
-    if duration <= max_s:
-        return [(0.0, duration)]
-    whole = len(samples) // WINDOW_SAMPLES * WINDOW_SAMPLES
-    windows = samples[:whole].reshape(-1, WINDOW_SAMPLES)
-    power = np.einsum("ws,ws->w", windows, windows)
-    loudness = np.convolve(power, np.ones(PAUSE_WINDOWS, np.float32), mode="same")
-    return _split((0.0, duration), loudness, max_s)
 
 
 def _runs(probabilities: NDArray[np.float32], options: SpeechOptions) -> list[tuple[int, int]]:

@@ -45,7 +45,7 @@ class FakeResponse:
 
 
 class FakeResponseGenerator:
-    """A ``DeploymentResponseGenerator`` that is used as a stream of references.
+    """A ``DeploymentResponseGenerator``, used as a stream of values or of references.
 
     As in Ray, an error of the method takes the place of the next value, and the stream ends behind
     it; the death of a replica is in all places that are left.
@@ -58,6 +58,9 @@ class FakeResponseGenerator:
         self._values = values
         self._replica_result_future = _routed(True)
         self._producing: asyncio.Task[None] | None = None
+
+    async def __anext__(self) -> Any:
+        return await anext(self._values)
 
     async def _to_object_ref_gen(self) -> "FakeResponseGenerator":
         return self

@@ -1,16 +1,14 @@
 """The graph over ports that answer at once: which branches run, and how errors end them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, UnsupportedAudio
-from speech.pipeline import STREAM_WINDOW_S, ProcessOptions, SpeechGraph, Task
+from speech.pipeline import ProcessOptions, SpeechGraph, Task
 from speech.ports import (
     DecodedAudio,
     DiarizeOptions,
@@ -38,14 +36,6 @@ TURNS = (Turn(0.0, 1.0, "SPEAKER_00"), Turn(1.4, 2.0, "SPEAKER_01"))
 CALM: Scores = {"angry": 0.0, "sad": 0.0, "neutral": 1.0, "positive": 0.0}
 
 
-def noise(seconds: float) -> Samples:
-    """Equally loud everywhere, but for a pause of half a second at 20 s, 40 s, 60 s, …"""
-    samples = np.ones(round(seconds * SAMPLE_RATE), np.float32)
-    for at in range(20, int(seconds), 20):
-        samples[at * SAMPLE_RATE :][: SAMPLE_RATE // 2] = 0
-    return samples
-
-
 @dataclass
 class Models:
     """All four ports; each records its calls, can fail, and can be made to wait."""
@@ -54,7 +44,8 @@ class Models:
     seconds: float = 2.0
     failing: dict[str, Exception] = field(default_factory=dict)
     hanging: frozenset[str] = frozenset()
-    fetches: int = 0
+    parts: int = 1
+    missed: tuple[tuple[float, float], ...] = ()
     calls: list[tuple[str, Any]] = field(default_factory=list)
     windows: list[tuple[float, TranscribeOptions]] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
@@ -65,19 +56,28 @@ class Models:
         await self._work("decode", keep_channels)
         kept = self.channels if keep_channels else 1
         seconds = self.seconds / speedup
-        return DecodedAudio(noise(seconds), seconds, kept, ("odd file",))
-
-    async def fetch_samples(self, audio: DecodedAudio) -> Samples:
-        self.fetches += 1
-        samples: Samples = audio.content
-        return samples
+        return DecodedAudio(None, seconds, kept, ("odd file",))
 
     async def transcribe(
         self, audio: DecodedAudio, options: TranscribeOptions, channel: int | None
     ) -> Recognition:
         self.windows.append((audio.duration, options))
         await self._work("transcribe", channel)
-        return Recognition((HELLO,), "en", 0.98)
+        segment = HELLO if options.word_timestamps else replace(HELLO, words=())
+        return Recognition((segment,), "en", 0.98, ("odd option",), self.missed)
+
+    async def stream(
+        self, audio: DecodedAudio, options: TranscribeOptions
+    ) -> AsyncGenerator[Recognition, None]:
+        """``parts`` copies of the segment, two seconds apart."""
+        for number in range(self.parts):
+            whole = await self.transcribe(audio, options, None)
+            (segment,) = whole.segments
+            words = tuple(word.shifted(2.0 * number) for word in segment.words)
+            start = 2.0 * number
+            later = replace(segment, start=start, end=start + 2.0, words=words)
+            yield Recognition((later,))
+        yield replace(whole, segments=())
 
     async def diarize(self, audio: DecodedAudio, options: DiarizeOptions) -> Diarization:
         await self._work("diarize", options.stereo_mode)
@@ -118,17 +118,6 @@ class Models:
 
 def options(*tasks: Task, level: EmotionLevel = "word", **more: Any) -> ProcessOptions:
     return ProcessOptions(frozenset(tasks), emotion=EmotionOptions(level=level), **more)
-
-
-async def test_a_transcript_needs_no_samples_in_the_process_of_the_graph() -> None:
-    models = Models(channels=2)
-    requested = options(
-        "transcribe", "diarization", "emotion", diarize=DiarizeOptions(stereo_mode=True)
-    )
-    result = await models.graph.process(b"x", requested)
-    assert result.duration == models.seconds
-    assert "odd file" in result.warnings
-    assert models.fetches == 0
 
 
 async def test_words_get_their_speaker_and_segments_split_where_it_changes() -> None:
@@ -333,37 +322,81 @@ async def test_a_stream_of_a_sped_up_file_has_times_of_the_original() -> None:
     assert transcript.segments == (segment,)
 
 
-async def test_a_stream_yields_the_segments_of_a_window_before_the_next_is_recognised() -> None:
-    models = Models(seconds=60.0)
+async def test_a_stream_yields_a_segment_before_the_next_is_recognised() -> None:
+    models = Models(parts=3)
     stream = models.graph.stream(b"x", options("transcribe"))
     first = await anext(stream)
     assert first == HELLO
     assert len(models.windows) == 1
-    assert [type(item) async for item in stream] == [Segment, Segment, Transcript]
-    assert len(models.windows) == 3
-
-
-async def test_the_windows_of_a_stream_are_cut_in_pauses_and_have_times_of_the_file() -> None:
-    models = Models(seconds=60.0)
-    *segments, transcript = [s async for s in models.graph.stream(b"x", options("transcribe"))]
+    *segments, transcript = [item async for item in stream]
+    assert [type(item) for item in segments] == [Segment, Segment]
     assert isinstance(transcript, Transcript)
-    starts = [s.start for s in segments if isinstance(s, Segment)]
-    assert starts == pytest.approx([0.0, 20.25, 40.25], abs=0.25)
-    assert [s.words[0].start for s in segments if isinstance(s, Segment)] == starts
-    assert sum(seconds for seconds, _ in models.windows) == pytest.approx(60.0)
-    assert max(seconds for seconds, _ in models.windows) <= STREAM_WINDOW_S
-    assert transcript.segments == tuple(segments)
-    assert transcript.duration == 60.0
+    assert transcript.segments == (first, *segments)
+    assert transcript.duration == models.seconds
     assert transcript.text == "Hello there. Bye. Hello there. Bye. Hello there. Bye."
-    assert transcript.warnings == ("odd file",)
+    assert (transcript.language, transcript.language_probability) == ("en", 0.98)
+    assert transcript.warnings == ("odd file", "odd option")
 
 
-async def test_a_stream_keeps_the_language_that_was_detected_first() -> None:
-    models = Models(seconds=60.0)
-    *_, transcript = [s async for s in models.graph.stream(b"x", options("transcribe"))]
-    assert [options.language for _, options in models.windows] == [None, "en", "en"]
-    assert isinstance(transcript, Transcript)
-    assert transcript.language == "en"
+@pytest.mark.parametrize("word_timestamps", [True, False])
+@pytest.mark.parametrize("tasks", [("transcribe",), ("transcribe", "diarization")])
+async def test_a_stream_ends_with_the_transcript_of_the_file(
+    tasks: tuple[Task, ...], word_timestamps: bool
+) -> None:
+    models = Models(missed=((0.5, 1.0),))
+    requested = options(*tasks, transcribe=TranscribeOptions(word_timestamps=word_timestamps))
+    *segments, streamed = [item async for item in models.graph.stream(b"x", requested)]
+    whole = await models.graph.process(b"x", requested)
+    assert isinstance(streamed, Transcript)
+    assert replace(streamed, stage_seconds={}) == replace(whole, stage_seconds={})
+    assert tuple(segments) == whole.segments
+
+
+@pytest.mark.parametrize(
+    ("tasks", "level"),
+    [
+        (("transcribe", "diarization"), "file"),
+        (("transcribe", "emotion"), "word"),
+        (("transcribe", "emotion"), "sentence"),
+        (("transcribe", "emotion"), "speaker"),
+        (("emotion",), "word"),
+    ],
+)
+async def test_speakers_and_emotions_are_those_of_words_that_the_answer_does_not_have(
+    tasks: tuple[Task, ...], level: EmotionLevel
+) -> None:
+    requested = options(*tasks, level=level)
+    shown = await Models().graph.process(b"x", requested)
+    without = replace(requested, transcribe=TranscribeOptions(word_timestamps=False))
+    hidden = await Models().graph.process(b"x", without)
+    assert hidden.emotions == shown.emotions
+    assert hidden.turns == shown.turns
+    if shown.segments is None:
+        assert hidden.segments is None
+        return
+    assert hidden.segments == tuple(replace(s, words=()) for s in shown.segments)
+    assert any(segment.words for segment in shown.segments)
+
+
+async def test_words_are_not_recognised_for_a_request_that_needs_none() -> None:
+    models = Models()
+    plain = options(
+        "transcribe", "emotion", level="file", transcribe=TranscribeOptions(word_timestamps=False)
+    )
+    result = await models.graph.process(b"x", plain)
+    assert [options.word_timestamps for _, options in models.windows] == [False]
+    assert result.segments is not None
+    assert [segment.words for segment in result.segments] == [()]
+
+
+async def test_speech_without_text_is_named_by_its_seconds_in_the_file() -> None:
+    models = Models(missed=((4.0, 10.0), (20.0, 22.0)))
+    result = await models.graph.process(b"x", options("transcribe", speedup=1.25))
+    assert "the text may be incomplete at 5.0–12.5, 25.0–27.5 s" in result.warnings
+    models.missed = tuple((float(n), n + 0.5) for n in range(1000))
+    result = await models.graph.process(b"x", options("transcribe"))
+    (warning,) = (w for w in result.warnings if "incomplete" in w)
+    assert warning.endswith("19.0–19.5 and 980 more s")
 
 
 async def test_a_stream_has_speakers_in_its_segments_and_emotions_in_its_transcript() -> None:
@@ -400,7 +433,7 @@ async def test_cancelling_a_stream_cancels_its_branches() -> None:
 
 
 async def test_a_stream_that_is_closed_recognises_no_more() -> None:
-    models = Models(seconds=60.0)
+    models = Models(parts=3)
     stream = models.graph.stream(b"x", options("transcribe", "diarization"))
     await anext(stream)
     await stream.aclose()

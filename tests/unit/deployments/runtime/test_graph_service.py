@@ -40,9 +40,17 @@ async def recognise(*_: object) -> dict[str, Any]:
     return Recognition((HELLO,), "en", 0.9).pack()
 
 
+async def recognise_in_parts(*_: object) -> AsyncIterator[object]:
+    yield Recognition((HELLO,)).pack()
+    yield Recognition((), "en", 0.9).pack()
+
+
 def service(**replicas: list[Replica]) -> tuple[GraphService, dict[str, FakeDeployment]]:
     """A service whose families have these replicas; those not named have none."""
-    methods: dict[str, Any] = {"decoder": {"decode": decode}, "vosk": {"transcribe": recognise}}
+    methods: dict[str, Any] = {
+        "decoder": {"decode": decode},
+        "vosk": {"transcribe": recognise, "stream": recognise_in_parts},
+    }
     handles: dict[str, Any] = {
         name: FakeDeployment(replicas=replicas.get(name, ()), **methods.get(name, {}))
         for name in ("decoder", *DEFAULTS)

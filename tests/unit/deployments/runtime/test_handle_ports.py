@@ -62,8 +62,7 @@ async def test_a_decoded_file_is_its_facts_and_a_reference() -> None:
     assert decoder.decode.calls == [(b"file", True, 1.5, "job_1")]
     assert (decoded.duration, decoded.channels, decoded.warnings) == (1.0, 2, ("odd file",))
     assert not decoded.content.fetched
-    assert await port.fetch_samples(decoded) is SAMPLES
-    assert decoded.content.fetched
+    assert (await decoded.content).mono is SAMPLES
 
 
 async def test_a_file_that_kills_two_decoders_is_unsupported() -> None:
@@ -91,6 +90,56 @@ async def test_a_recognition_runs_on_the_deployment_of_its_model(model: str, fam
     assert {name: d.routed for name, d in deployments.items() if d.routed} == {family: [model]}
 
 
+def part(*times: float, **last: Any) -> dict[str, Any]:
+    segments = (Segment(time, time + 1.0, f" {time:g}") for time in times)
+    return Recognition(tuple(segments), **last).pack()
+
+
+async def test_a_stream_runs_on_the_deployment_of_its_model_and_has_all_its_parts() -> None:
+    async def recognise(*_: object) -> AsyncIterator[object]:
+        yield part(0.0, 1.0)
+        yield part(language="en", warnings=("odd",))
+
+    deployment = handle(stream=recognise)
+    options = TranscribeOptions(model="demo-vosk")
+    parts = [p async for p in transcriber(vosk=deployment).stream(AUDIO, options)]
+    assert [s.text for p in parts for s in p.segments] == [" 0", " 1"]
+    assert (parts[-1].language, parts[-1].warnings) == ("en", ("odd",))
+    assert deployment.stream.calls == [("a reference", options)]
+    assert deployment.routed == ["demo-vosk"]
+
+
+async def test_a_stream_whose_replica_dies_continues_after_the_segments_it_had() -> None:
+    lives = iter([2, 9])
+
+    async def recognise(*_: object) -> AsyncIterator[object]:
+        left = next(lives)
+        for time in range(4):
+            if time == left:
+                raise ActorDiedError
+            yield part(float(time))
+        yield part(language="en")
+
+    options = TranscribeOptions(model="demo-vosk")
+    deployment = handle(stream=recognise)
+    parts = [p async for p in transcriber(vosk=deployment).stream(AUDIO, options)]
+    assert [s.text for p in parts for s in p.segments] == [" 0", " 1", " 2", " 3"]
+    assert parts[-1].language == "en"
+    assert len(deployment.stream.calls) == 2
+
+
+async def test_a_stream_that_is_closed_cancels_its_call() -> None:
+    async def recognise(*_: object) -> AsyncIterator[object]:
+        yield part(0.0)
+        yield part(1.0)
+
+    deployment = handle(stream=recognise)
+    stream = transcriber(vosk=deployment).stream(AUDIO, TranscribeOptions(model="demo-vosk"))
+    await anext(stream)
+    await stream.aclose()
+    assert [response.cancelled for response in deployment.stream.responses] == [True]
+
+
 async def test_a_diarization_is_routed_by_its_model() -> None:
     deployment = handle(diarize=answering(DIARIZATION))
     options = DiarizeOptions(model="demo-pyannote", num_speakers=2)
@@ -116,6 +165,15 @@ def recognise(method: Any) -> Awaitable[object]:
     )
 
 
+async def recognise_in_parts(method: Any) -> object:
+    async def parts(*arguments: object) -> AsyncIterator[object]:
+        yield await method(*arguments)
+
+    deployment = handle(stream=parts)
+    options = TranscribeOptions(model="demo-vosk")
+    return [p async for p in transcriber(vosk=deployment).stream(AUDIO, options)]
+
+
 def diarize(method: Any) -> Awaitable[object]:
     port = ServedDiarizer(handle(diarize=method), 10.0)
     return port.diarize(AUDIO, DiarizeOptions(model="demo-pyannote"))
@@ -126,7 +184,7 @@ def classify(method: Any) -> Awaitable[object]:
     return port.classify(AUDIO, [Span(0.0, 1.0)], EmotionOptions(model="demo-gigaam-emo"))
 
 
-@pytest.mark.parametrize("use", [recognise, diarize, classify])
+@pytest.mark.parametrize("use", [recognise, recognise_in_parts, diarize, classify])
 async def test_a_model_whose_replica_dies_twice_is_unavailable(
     use: Callable[..., Awaitable[object]],
 ) -> None:
@@ -135,7 +193,7 @@ async def test_a_model_whose_replica_dies_twice_is_unavailable(
     assert error.value.retry_after_s == 5.0
 
 
-@pytest.mark.parametrize("use", [recognise, diarize, classify])
+@pytest.mark.parametrize("use", [recognise, recognise_in_parts, diarize, classify])
 async def test_an_error_of_the_domain_passes_through(
     use: Callable[..., Awaitable[object]],
 ) -> None:

@@ -14,6 +14,7 @@ from configs.settings import ModelSettings
 from deployments.runtime import host
 from deployments.runtime.host import EngineHost, RecogniserHost
 from deployments.runtime.model_access import Hardware, ModelFiles
+from engines.cancellation import raise_if_cancelled
 from speech.audio import Audio, Samples
 from speech.errors import ModelNotFound
 from speech.ports import TranscribeOptions
@@ -36,11 +37,14 @@ class Engine:
         options: TranscribeOptions,
         cancelled: Callable[[], bool],
         report: Callable[[float], None],
+        emit: Callable[[Segment], None],
     ) -> Recognition:
+        segment = Segment(0.0, 1.0, f"{self.model} {samples.tolist()}")
         report(1.0)
+        emit(segment)
         assert self.proceed.wait(WAIT_S)
-        assert not cancelled()
-        return Recognition((Segment(0.0, 1.0, f"{self.model} {samples.tolist()}"),), "en", 1.0)
+        raise_if_cancelled(cancelled)
+        return Recognition((segment,), "en", 1.0)
 
 
 class Recogniser(RecogniserHost):
@@ -121,6 +125,34 @@ async def test_the_progress_of_a_job_is_reported_while_its_call_runs(announced: 
     deployment.proceed.set()
     await running
     assert deployment.progress() == {}
+
+
+async def test_a_stream_has_a_segment_before_the_recognition_ends(announced: list[str]) -> None:
+    deployment = recogniser(preload=["a"])
+    deployment.proceed.clear()
+    parts = deployment.stream(STEREO, options("a"))
+    async with asyncio.timeout(WAIT_S):
+        first = Recognition.unpack(await anext(parts))
+    assert [segment.text for segment in first.segments] == ["a [0.0, 0.0, 0.0]"]
+    deployment.proceed.set()
+    (last,) = [Recognition.unpack(part) async for part in parts]
+    assert last == Recognition((), "en", 1.0)
+
+
+async def test_a_stream_that_is_closed_cancels_its_recognition(announced: list[str]) -> None:
+    deployment = recogniser(preload=["a"])
+    deployment.proceed.clear()
+    parts = deployment.stream(STEREO, options("a"))
+    async with asyncio.timeout(WAIT_S):
+        await anext(parts)
+        await parts.aclose()
+        deployment.proceed.set()
+        assert await deployment.transcribe(STEREO, options("a"), None, None)
+
+
+async def test_a_stream_raises_the_error_of_its_engine(announced: list[str]) -> None:
+    with pytest.raises(ModelNotFound):
+        await anext(recogniser().stream(STEREO, options("missing")))
 
 
 async def test_new_bounds_hold_at_once_and_the_arguments_again_when_absent(

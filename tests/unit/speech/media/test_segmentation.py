@@ -1,19 +1,15 @@
 """Speech regions and utterances from the probabilities of a voice activity detector."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from speech.audio import SAMPLE_RATE
 from speech.media.segmentation import (
     WINDOW_S,
     Region,
     SpeechOptions,
-    pause_cuts,
     speech_regions,
     utterances,
 )
@@ -124,28 +120,3 @@ def test_utterances_hold_all_speech_once_and_none_is_longer_than_allowed(
     for start, end in speech:
         covered = sum(max(0.0, min(end, e) - max(start, s)) for s, e in cut)
         assert covered == pytest.approx(end - start, abs=1e-9)
-
-
-@given(st.floats(0.01, 20), st.floats(0.5, 5))
-def test_pause_cuts_hold_all_the_audio_in_pieces_that_fit(seconds: float, max_s: float) -> None:
-    samples = np.random.default_rng(0).normal(size=round(seconds * SAMPLE_RATE)).astype(np.float32)
-    cuts = pause_cuts(samples, max_s)
-    assert cuts[0][0] == 0.0
-    assert cuts[-1][1] == len(samples) / SAMPLE_RATE
-    assert all(before[1] == after[0] for before, after in pairwise(cuts))
-    assert all(end - start <= max_s + 1e-9 for start, end in cuts)
-
-
-def test_pause_cuts_lie_in_the_quietest_pause_of_the_later_half() -> None:
-    samples = np.ones(25 * SAMPLE_RATE, np.float32)
-    for at, loudness in ((3, 0.0), (7, 0.1), (9, 0.5), (16, 0.3)):
-        samples[at * SAMPLE_RATE :][: SAMPLE_RATE // 2] = loudness
-    ends = [end for _, end in pause_cuts(samples, 10.0)]
-    assert ends == [pytest.approx(7.25, abs=0.25), pytest.approx(16.25, abs=0.25), 25.0]
-
-
-def test_the_closure_of_a_consonant_is_no_pause() -> None:
-    samples = np.ones(15 * SAMPLE_RATE, np.float32)
-    samples[6 * SAMPLE_RATE :][: SAMPLE_RATE // 20] = 0.0
-    samples[8 * SAMPLE_RATE :][: SAMPLE_RATE // 2] = 0.2
-    assert pause_cuts(samples, 10.0)[0][1] == pytest.approx(8.25, abs=0.25)
