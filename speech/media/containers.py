@@ -51,6 +51,6 @@ _MAGIC = {
 }
 
 
-def demuxers(data: bytes) -> tuple[str, ...]:
+def demuxers(data: bytes | memoryview) -> tuple[str, ...]:
     """FFmpeg's demuxers for a file with these first bytes; empty if it is not an allowed format."""
     return tuple(name for name, magic in _MAGIC.items() if magic.match(data))

@@ -6,33 +6,30 @@ demuxers of that container only. The bytes are read from memory; nothing that th
 opened.
 """
 
-import io
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 
 import av
 import numpy as np
-from av.audio.codeccontext import AudioCodecContext
-from av.audio.frame import AudioFrame
-from av.audio.stream import AudioStream
-from av.container import InputContainer
 from av.error import FFmpegError
-from av.packet import Packet
-from av.stream import Discard
 
 from speech.audio import Audio
-from speech.errors import AudioTooLong, DeadlineExceeded, EmptyAudio, UnsupportedAudio
+from speech.errors import AudioTooLong, EmptyAudio, UnsupportedAudio
 from speech.media.containers import demuxers
+from speech.media.demuxing import MICROSECONDS, Track, Upload, late
 from speech.media.frames import Assembler
+from speech.media.parts import MAX_PARTS, Part, following, is_padding, split
 from speech.media.tempo import change_tempo
 
-DECLARES_LENGTH = frozenset(
-    {"aiff", "asf", "au", "avi", "caf", "flac", "matroska,webm", "w64", "wav"}
-    | {"mov,mp4,m4a,3gp,3g2,mj2"}
-)
-"""Containers whose header states the duration; for others FFmpeg estimates it by the bit rate."""
+SMALLEST_REST = 4096
+"""Bytes at the end of an upload that may stay unread without a warning."""
 
-_MICROSECONDS = 1_000_000
+READ_AHEAD = 64 * 1024
+"""What FFmpeg may have read beyond the end of a file, in bytes."""
+
+_ENDS_WITH_SAMPLES = frozenset({"aiff", "au", "caf", "tta", "w64", "wav", "wv"})
+"""Containers in which only tags may follow the last packet."""
 
 
 def decode(
@@ -61,7 +58,10 @@ def decode(
     ``speedup`` makes the audio that many times as fast at the same pitch. Its length before and
     after is at most ``max_seconds``.
 
-    Damaged packets are skipped with a warning as long as something can be decoded.
+    Damaged packets are skipped with a warning as long as something can be decoded. Of files that
+    were joined (the links of an Ogg chain, movies, recordings written one after the other) each is
+    read, one after the other on one timeline, and so are samples beyond the length that a WAV file
+    declares. What cannot be read is a warning with its bytes.
 
     Raises EmptyAudio, UnsupportedAudio, AudioTooLong, TooManyChannels, DeadlineExceeded.
     """
@@ -70,56 +70,117 @@ def decode(
     allowed = demuxers(data)
     if not allowed:
         raise _unreadable()
-    expired = deadline or _never
-    try:
+    assembler = Assembler(
+        keep_channels=keep_channels, max_seconds=max_seconds, max_channels=max_channels
+    )
+    files = _Files(assembler, deadline or _never)
+    files.read(data)
+    audio = assembler.finish()
+    if not len(audio.mono):
+        if files.damaged:
+            raise UnsupportedAudio("no part of the audio track can be decoded")
+        raise EmptyAudio("the audio track has no samples")
+    audio = replace(audio, warnings=(*audio.warnings, *files.warnings(audio.duration)))
+    return audio if speedup == 1.0 else _with_tempo(audio, speedup, max_seconds, files.expired)
+
+
+class _Files:
+    """The files of an upload, decoded one after the other into one assembler."""
+
+    def __init__(self, assembler: Assembler, expired: Callable[[], bool]) -> None:
+        self.expired = expired
+        self.damaged = 0
+        self._assembler = assembler
+        self._declared_s = 0.0
+        self._unread = 0
+        self._beyond_header = False
+        self._files = 0
+
+    def read(self, upload: bytes) -> None:
+        """Decode every file. Raises the error of the first one, AudioTooLong, TooManyChannels,
+        DeadlineExceeded."""
+        waiting = deque(split(upload))
+        for _ in range(MAX_PARTS):
+            if not waiting:
+                return
+            part = waiting.popleft()
+            try:
+                more = self._read_file(part)
+            except (FFmpegError, ValueError, UnsupportedAudio) as error:
+                if self.expired():
+                    raise late() from None
+                if not self._files and not waiting:
+                    raise error if isinstance(error, UnsupportedAudio) else _unreadable() from None
+                self._unread += len(part)
+                continue
+            if self.expired():
+                raise late()
+            if more is not None:
+                waiting.appendleft(more)
+        self._unread += sum(len(part) for part in waiting)
+
+    def warnings(self, duration_s: float) -> list[str]:
+        """What the user should know of the files."""
+        warnings = []
+        if self.damaged:
+            warnings.append(
+                f"{self.damaged} damaged packet{'s' if self.damaged > 1 else ''} skipped"
+            )
+        if self._beyond_header:
+            warnings.append(
+                "the header declares less audio than the file has: it was read to its end"
+            )
+        if self._declared_s - duration_s > max(1.0, 0.01 * self._declared_s):
+            warnings.append(
+                f"the file ends early: its header declares {self._declared_s:.1f} s, "
+                f"{duration_s:.1f} s could be decoded"
+            )
+        if self._unread > SMALLEST_REST:
+            warnings.append(f"{self._unread} bytes of the upload could not be read")
+        return warnings
+
+    def _read_file(self, part: Part) -> Part | None:
+        """Decode one file; what follows it within its part."""
+        upload = Upload(part, self.expired)
         with av.open(
-            _Upload(data, expired),
+            upload,
             "r",
             container_options={
-                "format_whitelist": ",".join(allowed),
+                "format_whitelist": ",".join(demuxers(part.head or part.data)),
                 "protocol_whitelist": "none",
             },
             metadata_errors="replace",
         ) as container:
-            stream = _best_audio(container)
-            start = container.start_time
-            assembler = Assembler(
-                keep_channels=keep_channels,
-                max_seconds=max_seconds,
-                max_channels=max_channels,
+            track = Track.best(container)
+            stream, start = track.stream, container.start_time
+            self._assembler.begin_file(
                 time_base=float(stream.time_base or 0),
-                zero_s=None if start is None else start / _MICROSECONDS,
+                zero_s=None if start is None else start / MICROSECONDS,
             )
-            assembler.check(stream.codec_context.layout.nb_channels)
-            damaged = 0
-            for frame in _frames(container, stream, expired):
-                if frame is None:
-                    damaged += 1
-                else:
-                    assembler.push(frame)
-            declared_s = _declared_seconds(container, stream)
-    except (FFmpegError, ValueError):
-        if expired():
-            raise _late() from None
-        raise _unreadable() from None
-    if expired():
-        raise _late()
+            self._assembler.check(stream.codec_context.layout.nb_channels)
+            for frame in track.frames(self.expired):
+                self._assembler.push(frame)
+            self._files += 1
+            self._beyond_header = self._beyond_header or bool(part.head)
+            self.damaged += track.damaged
+            more = following(part, track.end)
+            if more is None:
+                self._declared_s += max(track.declared_seconds(), part.declared_s)
+                rest = part.data[max(track.end - len(part.head), 0) :]
+                if not len(rest) or not is_padding(rest):
+                    self.damaged += track.failed
+                    self._unread += _unread(part, track, upload.furthest)
+            return more
 
-    audio = assembler.finish()
-    warnings = list(audio.warnings)
-    if not len(audio.mono):
-        if damaged:
-            raise UnsupportedAudio("no part of the audio track can be decoded")
-        raise EmptyAudio("the audio track has no samples")
-    if damaged:
-        warnings.append(f"{damaged} damaged packet{'s' if damaged > 1 else ''} skipped")
-    if declared_s - audio.duration > max(1.0, 0.01 * declared_s):
-        warnings.append(
-            f"the file ends early: its header declares {declared_s:.1f} s, "
-            f"{audio.duration:.1f} s could be decoded"
-        )
-    audio = replace(audio, warnings=tuple(warnings))
-    return audio if speedup == 1.0 else _with_tempo(audio, speedup, max_seconds, expired)
+
+def _unread(part: Part, track: Track, furthest: int) -> int:
+    """Bytes behind the last packet of a file that may hold more audio."""
+    name = track.container.format.name
+    if track.failed or name in _ENDS_WITH_SAMPLES:
+        return len(part) - track.end
+    if "mov" in name:  # which has other tracks behind the last packet
+        return 0
+    return max(0, len(part) - furthest - READ_AHEAD)
 
 
 def _with_tempo(
@@ -132,7 +193,7 @@ def _with_tempo(
     if channels is not None:
         channels = np.stack([change_tempo(channel, speedup, expired) for channel in channels])
     if expired():
-        raise _late()
+        raise late()
     return replace(audio, mono=mono, channels=channels)
 
 
@@ -142,92 +203,3 @@ def _never() -> bool:
 
 def _unreadable() -> UnsupportedAudio:
     return UnsupportedAudio("the upload is not a readable audio or video file")
-
-
-def _late() -> DeadlineExceeded:
-    return DeadlineExceeded("decoding did not finish within its deadline")
-
-
-class _Upload(io.BytesIO):
-    """The bytes as FFmpeg reads them; reads return EOF after the deadline, also while FFmpeg looks
-    for a header or an index."""
-
-    def __init__(self, data: bytes, expired: Callable[[], bool]) -> None:
-        super().__init__(data)
-        self._expired = expired
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        return b"" if self._expired() else super().read(size)
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        try:
-            return super().seek(offset, whence)
-        except ValueError:  # offset from a damaged header; FFmpeg expects an errno
-            return -1
-
-
-def _best_audio(container: InputContainer) -> AudioStream:
-    tracks = [stream for stream in container.streams.audio if stream.codec_context is not None]
-    if not tracks:
-        if container.streams.audio:
-            raise UnsupportedAudio("no decoder for the codec of the audio track")
-        raise UnsupportedAudio("the file has no audio track")
-    best = container.streams.best("audio")
-    chosen = next((track for track in tracks if track is best), tracks[0])
-    for stream in container.streams:
-        if stream is not chosen:
-            stream.discard = Discard.all
-    chosen.codec_context.thread_count = 1
-    return chosen
-
-
-def _frames(
-    container: InputContainer, stream: AudioStream, expired: Callable[[], bool]
-) -> Iterator[AudioFrame | None]:
-    """Frames of one track in order; None for a damaged packet."""
-    decoder = stream.codec_context
-    try:
-        for packet in _packets(container, stream):
-            if expired():
-                raise _late()
-            if packet.has_sidedata("encryption_info"):
-                raise UnsupportedAudio("the audio track is encrypted")
-            if packet.size:
-                yield from _decoded(decoder, packet)
-    except FFmpegError:  # the file is truncated here; earlier frames are kept
-        yield None
-    if decoder.is_open:
-        yield from _decoded(decoder, None)
-
-
-def _packets(container: InputContainer, stream: AudioStream) -> Iterator["Packet[AudioStream]"]:
-    while True:
-        try:
-            yield from container.demux(stream)
-            return
-        except IndexError:
-            # PyAV 18 raises this when a track appears in mid-file (FLV, MPEG-TS); a new iterator
-            # ignores that track and continues at the same position.
-            continue
-
-
-def _decoded(
-    decoder: AudioCodecContext, packet: "Packet[AudioStream] | None"
-) -> Iterator[AudioFrame | None]:
-    try:
-        frames = decoder.decode(packet)
-    except FFmpegError:
-        yield None
-        return
-    for frame in frames:
-        if frame.is_corrupt:
-            yield None
-        yield frame
-
-
-def _declared_seconds(container: InputContainer, stream: AudioStream) -> float:
-    if container.format.name not in DECLARES_LENGTH:
-        return 0.0
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / _MICROSECONDS

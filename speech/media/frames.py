@@ -55,9 +55,6 @@ _DTYPES: Mapping[str, type[np.generic]] = {
 class Assembler:
     """Assembles decoded frames on the timeline of the file, as 16 kHz mono and kept channels.
 
-    ``time_base`` is the unit of the frames' timestamps in seconds, ``zero_s`` the time at which
-    the file begins (None: at its first frame).
-
     A *run* is a sequence of frames in one format without gaps. It is resampled by one resampler in
     blocks of a second, which costs far less than frame by frame.
     """
@@ -68,14 +65,13 @@ class Assembler:
         keep_channels: bool,
         max_seconds: float,
         max_channels: int,
-        time_base: float,
-        zero_s: float | None,
     ) -> None:
         self._keep_channels = keep_channels
         self._max_seconds = max_seconds
         self._max_channels = max_channels
-        self._time_base = time_base
-        self._zero_s = zero_s
+        self._time_base = 0.0
+        self._zero_s: float | None = None
+        self._begin_s = 0.0  # of the file that is being read
 
         self._mono = _SampleBuffer()
         self._channels: list[_SampleBuffer] = []
@@ -92,6 +88,16 @@ class Assembler:
         self._run_start_s = 0.0
         self._run_samples = 0
         self._missing_s = 0.0
+
+    def begin_file(self, *, time_base: float, zero_s: float | None) -> None:
+        """Continue with the frames of another file, behind those of the one before.
+
+        ``time_base`` is the unit of their timestamps in seconds, ``zero_s`` the time at which the
+        file begins (None: at its first frame).
+        """
+        self._end_run()
+        self._time_base, self._zero_s = time_base, zero_s
+        self._begin_s = self._end_s
 
     def check(self, channels: int) -> None:
         """Raise TooManyChannels if there are more than allowed."""
@@ -161,7 +167,7 @@ class Assembler:
         at_s = frame.pts * self._time_base
         if self._zero_s is None:
             self._zero_s = at_s
-        return at_s - self._zero_s
+        return self._begin_s + at_s - self._zero_s
 
     def _begin_run(self, frame: AudioFrame) -> None:
         self._end_run()
