@@ -69,7 +69,7 @@ def _expected_in_one_line(record: logging.LogRecord) -> bool:
         return True
     record.levelno = logging.INFO if STATUS[error.code] < 500 else logging.WARNING
     record.levelname = logging.getLevelName(record.levelno)
-    record.msg = f"{record.getMessage()} {error.code}: {' '.join(error.message.split())}"
+    record.msg = f"{record.getMessage()} {error.code}: {error}"
     record.args = ()
     record.exc_info = record.exc_text = None
     return logging.getLogger(_SERVE_LOGGER).isEnabledFor(record.levelno)

@@ -276,8 +276,11 @@ class JobWorker:
         assert self._webhooks is not None
         if isinstance(error, TimeoutError):
             return f"no response within {self._webhooks.timeout_s:g} s"
-        expected = isinstance(error, SpeechError | ConnectionError)
-        return str(error)[:MAX_REASON_CHARS] if expected else "internal error"
+        if isinstance(error, SpeechError):
+            return error.message
+        if isinstance(error, ConnectionError):
+            return str(error)[:MAX_REASON_CHARS]
+        return "internal error"
 
     async def _expire(self) -> bool:
         await asyncio.to_thread(self._retention.expire)

@@ -124,6 +124,17 @@ async def test_a_host_that_resolves_to_a_private_address_is_a_failed_attempt(job
     assert job.webhook_error == "its host has no public address"
 
 
+async def test_the_text_of_an_unexpected_error_is_withheld_from_the_owner(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(job: Job) -> None:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(jobs.webhooks, "deliver", fail)
+    job = await deliver(jobs, "http://example.org/done", "failed")
+    assert job.webhook_error == "internal error"
+
+
 async def private(host: str, port: int) -> list[Address]:
     return [ipaddress.ip_address("10.0.0.1")]
 
