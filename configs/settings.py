@@ -34,6 +34,13 @@ SERVE_ENVIRONMENT = {
 }
 """For the environment of every node before Ray starts: Serve 2.60 reads these only from there."""
 
+TELEMETRY_OFF = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Where a cluster reports, by default to Ray's makers, that its usage statistics are off.
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
+}
+"""For the same environment: defaults, so that Ray connects to nobody."""
+
 
 OPENAI_MODELS = (
     "whisper-1",

@@ -6,10 +6,12 @@
 
 import argparse
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from configs.catalogue import CATALOGUE_PATH, Catalogue, ModelEntry, resolve_path
 from speech.errors import ModelUnavailable
@@ -26,11 +28,14 @@ def locate(entry: ModelEntry, models_dir: Path, *, offline: bool, token: str | N
     """The directory of a model's files, fetched from the hub if necessary.
 
     Tries the directory of the catalogue entry, then ``models_dir/<id>``, then the hub unless
-    ``offline`` or ``HF_HUB_OFFLINE`` forbids it. A directory that was fetched from another
+    ``offline`` or ``HF_HUB_OFFLINE`` forbids it; ``offline`` forbids it to all libraries of this
+    process, which may fetch what the files only name. A directory that was fetched from another
     repository or commit than the entry pins now counts as missing; one without an origin file is
     used as it is. ``token`` defaults to ``HF_TOKEN``. Raises ModelUnavailable.
     """
     fetched = resolve_path(models_dir) / entry.id
+    if offline:
+        _switch_hub_off()
     if entry.source.path is not None:
         local = resolve_path(entry.source.path)
         for directory in (local, fetched):
@@ -106,6 +111,13 @@ def _is_current(entry: ModelEntry, directory: Path) -> bool:
     except FileNotFoundError:
         return True
     return origin.startswith(f"{entry.source.repo}@{entry.source.revision or ''}")
+
+
+def _switch_hub_off() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
+    constants: Any = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:
+        constants.HF_HUB_OFFLINE = True
 
 
 def _hub_is_off() -> bool:

@@ -22,15 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from configs import legacy_environment
-from configs.settings import SERVE_ENVIRONMENT
+from configs.settings import SERVE_ENVIRONMENT, TELEMETRY_OFF
 
 # Ray reads these when it is imported. Token authentication would write a token file into the home
 # directory; on a laptop the dashboard listens on loopback only.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Threads of a handle outlive the cluster: they must not connect to another one that runs here.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-os.environ.update(SERVE_ENVIRONMENT)
+os.environ.update(TELEMETRY_OFF | os.environ | SERVE_ENVIRONMENT)
 # Ray starts a worker per logical CPU at once; they become the replicas. Importing Serve while the
 # cluster comes up is half of what a replica's process does before it loads its model.
 os.environ.setdefault("RAY_preload_python_modules", "ray.serve")

@@ -27,6 +27,7 @@ from deployments.runtime.scaling import FollowRequests
 from deployments.runtime.versions import bind
 from deployments.vosk import Vosk
 from deployments.whisper import Whisper
+from graphs.replacement import refuse_to_replace
 from speech.errors import InvalidRequest
 from speech.languages import language_code
 
@@ -57,7 +58,10 @@ def build(args: SpeechArgs | dict[str, Any]) -> Application:
 
     Raises InvalidArguments, also when a default model is not in the catalogue or not of its family,
     and on a cluster when replicas could not load their models: before Serve stops any that run.
+    Raises RayServeException where Serve must not replace an application.
     """
+    if isinstance(args, dict) and ray.is_initialized():  # Serve builds it
+        refuse_to_replace()
     try:
         return _graph(args if isinstance(args, SpeechArgs) else SpeechArgs(**args))
     except ValidationError as error:

@@ -31,7 +31,7 @@ from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDepl
 from configs.catalogue import CATALOGUE_PATH, Catalogue, resolve_path
 from configs.deployment_settings import Resources
 from configs.reasons import reasons
-from configs.settings import SERVE_ENVIRONMENT, ReloadableSettings, SpeechArgs
+from configs.settings import SERVE_ENVIRONMENT, TELEMETRY_OFF, ReloadableSettings, SpeechArgs
 from deployments.runtime.model_access import ModelFiles
 from deployments.runtime.model_check import missing_models, named_models
 from deployments.runtime.rollout import endless
@@ -59,6 +59,8 @@ def problems(path: Path, *, offline: bool = False) -> list[str]:
     if not parsed.applications:
         return ["applications: is empty, which deletes all applications that run"]
     found = list(_unknown_fields(config, ServeDeploySchema, ""))
+    if not 0 < parsed.http_options.port < 2**16:
+        found.append(f"http_options.port: {parsed.http_options.port} is no port")
     for application in parsed.applications:
         wrong = _application_problems(application)
         found += wrong or (_missing_files(application) if offline else [])
@@ -203,7 +205,7 @@ def _in_one_line(error: Exception) -> str:
 def node_problems() -> list[str]:
     """What is wrong with the environment that Ray would be started in, of this very process."""
     found = node_limits.problems(RAY_SERVE_ENABLE_HA_PROXY, RAY_SERVE_HAPROXY_MAXCONN)
-    for name, value in SERVE_ENVIRONMENT.items():
+    for name, value in (SERVE_ENVIRONMENT | TELEMETRY_OFF).items():
         if os.environ.get(name) != value:
             found.append(f"{name} is not {value}")
     return found

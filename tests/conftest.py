@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from configs.settings import SERVE_ENVIRONMENT
+from configs.settings import SERVE_ENVIRONMENT, TELEMETRY_OFF
 from tests.postgres import running_postgres
 
 # Ray reads these when it is first imported.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
-os.environ.update(SERVE_ENVIRONMENT)
+os.environ.update(TELEMETRY_OFF | SERVE_ENVIRONMENT)
 
 TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent

@@ -4,7 +4,6 @@ pyannote.audio and torch are imported when an engine is constructed: a node of t
 has neither.
 """
 
-import os
 import threading
 import warnings
 import weakref
@@ -29,7 +28,6 @@ class PyannoteEngine:
 
         Raises ModelUnavailable, also where pyannote.audio is not installed.
         """
-        os.environ["PYANNOTE_METRICS_ENABLED"] = "0"  # read at import: no telemetry
         try:
             with warnings.catch_warnings():
                 # torchcodec would decode files; the pipeline here gets samples.

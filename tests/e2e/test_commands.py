@@ -54,8 +54,8 @@ def test_make_demo_prints_both_dialogues_with_speakers_and_emotions(clone: Path)
 
 @pytest.fixture(scope="module")
 def serving(repository: Path) -> Iterator[dict[str, str]]:
-    """`make serve`, running; the addresses it printed."""
-    with launched(["make", "serve"], repository) as addresses:
+    """`make serve`, running; the addresses it printed. It joins no other cluster."""
+    with launched(["make", "serve"], repository, {"RAY_ADDRESS": "192.0.2.1:6379"}) as addresses:
         yield addresses
 
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from configs.catalogue import REPOSITORY_ROOT, ModelEntry
 from engines.model_files import locate, main, pull
@@ -90,6 +91,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     yield ThisHub
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither switch of the hub outlives a test."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 def entry(**source: Any) -> ModelEntry:
@@ -181,6 +189,16 @@ def test_an_interrupted_pull_never_looks_complete_and_is_taken_up_again(
 def test_offline_never_asks_the_hub(hub: type[Hub], tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="make models-pull MODEL=asr-model"):
         locate(entry(repo=REPO), tmp_path, offline=True)
+    assert hub.asked == []
+
+
+def test_offline_forbids_the_hub_to_the_libraries_of_the_process(
+    hub: type[Hub], tmp_path: Path
+) -> None:
+    locate(entry(path=str(tmp_path)), tmp_path, offline=True)
+    with pytest.raises(OfflineModeIsEnabled):
+        HfApi().model_info(REPO)
+    assert os.environ["HF_HUB_OFFLINE"] == "1", "for a library that is imported later"
     assert hub.asked == []
 
 

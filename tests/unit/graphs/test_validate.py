@@ -149,6 +149,13 @@ def test_a_file_that_is_no_serve_config_is_rejected_in_one_line(
     assert "\n" not in problem
 
 
+def test_a_port_that_does_not_exist_is_rejected(config: Any, tmp_path: Path) -> None:
+    config["http_options"]["port"] = 99_999
+    file = tmp_path / "broken.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert problems(file) == ["http_options.port: 99999 is no port"]
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
