@@ -15,10 +15,12 @@ from starlette.websockets import WebSocket
 from api.compat.classic_socket import ClassicSocket
 from api.compat.sherpa_socket import SherpaSocket
 from api.compat.vosk_socket import Config
-from api.errors import Problem, render_detail, responses
+from api.errors import Problem, problem_of, render_detail, responses
 from api.live.registry import LiveStreams
 from api.live.websocket import serve
 from configs.settings import VoskSocketSettings
+from speech.errors import InvalidRequest
+from speech.languages import language_code
 
 ADVICE = "Прочти инструкцию в Schemas - 'WebSocketModel'"
 
@@ -63,7 +65,12 @@ def router(live: LiveStreams, settings: VoskSocketSettings) -> APIRouter:
 
     @routes.websocket("/asr/{language}")
     async def of_language(websocket: WebSocket, language: str) -> None:
-        await serve_classic(websocket, language.partition("-")[0].lower())
+        try:
+            code = language_code(language)
+        except InvalidRequest as error:
+            await websocket.send_denial_response(render_detail(problem_of(error)))
+            return
+        await serve_classic(websocket, code)
 
     if settings.root_path:
         routes.add_api_websocket_route("/", classic)

@@ -203,6 +203,8 @@ async def test_the_root_path_over_http_stays_a_page(service: LiveService) -> Non
     [
         ("ru", STREAMING),
         ("EN-us", STREAMING),
+        ("russian", STREAMING),
+        ("auto", STREAMING),
         ("de", "demo-vosk-german"),
         ("fr", "demo-whisper-many"),
     ],
@@ -219,6 +221,14 @@ async def test_the_language_of_the_path_selects_a_model_that_knows_it(
     assert used == [model]
     if model != STREAMING:
         assert service.models.asked[0].language == language
+
+
+async def test_what_is_no_language_is_refused_in_the_handshake(service: LiveService) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with service.connect("/asr/klingon/"):
+            pass
+    assert refused.value.response.status_code == 422
+    assert b"klingon" in (refused.value.response.body or b"")
 
 
 async def test_a_language_that_no_model_knows_is_an_error(service: LiveService) -> None:
