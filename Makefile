@@ -5,7 +5,7 @@ CONFIG ?= configs/demo.yaml
 MODEL ?= --all
 KEYS ?= data/keys.txt
 
-.PHONY: setup demo serve key test test-unit test-integration test-e2e lint hooks docs bench validate models models-pull lock clean
+.PHONY: setup demo serve key test test-unit test-integration test-e2e test-clients lint hooks docs bench validate models models-pull lock clean
 
 setup: .venv/.installed
 
@@ -31,6 +31,9 @@ test: setup
 
 test-unit test-integration test-e2e: setup
 	$(BIN)/python -m pytest -m $(@:test-%=%)
+
+test-clients: setup
+	SPEECHGRAPH_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/e2e/test_other_clients.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,9 +1,11 @@
-"""The lines of docs/api/realtime.md for OpenAI's Node client, run as they stand, through TLS."""
+"""Clients that others wrote, in versions that are pinned: OpenAI's for Node, livekit-agents."""
 
 import asyncio
+import os
 import re
 import shutil
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,19 +20,19 @@ PACKAGES = Path(__file__).with_name("node")
 KEY = "0123456789abcdef"
 UNREACHABLE = re.compile("ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT|ENETUNREACH")
 
-pytestmark = [
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("npm") is None, reason="Node is not installed"),
-]
+LIVEKIT = ("livekit-agents==1.8.9", "livekit-plugins-openai==1.8.9")
+"""330 MB: `make test-clients` asks for it."""
+SPOKEN = exact(silence(1), speak(7, word_s=1.0), silence(2))
+
+pytestmark = pytest.mark.timeout(300)
 
 
 async def run(folder: Path, *command: str, **environment: str) -> tuple[int | None, str, str]:
     """The status, the output and the errors of a command."""
-    path = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(folder)}
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=folder,
-        env=path | environment,
+        env={**os.environ, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -61,7 +63,9 @@ async def behind_tls(port: int, certificate: Path, key: Path) -> AsyncIterator[i
         yield server.sockets[0].getsockname()[1]
 
 
+@pytest.mark.skipif(shutil.which("npm") is None, reason="Node is not installed")
 async def test_the_lines_for_node_transcribe_a_file(tmp_path: Path, repository: Path) -> None:
+    """Those of docs/api/realtime.md as they stand, through TLS."""
     page = (repository / "docs/api/realtime.md").read_text(encoding="utf-8")
     lines = re.search(r"```js\n(import .*?)```", page, re.DOTALL)
     assert lines is not None
@@ -81,7 +85,7 @@ async def test_the_lines_for_node_transcribe_a_file(tmp_path: Path, repository: 
     assert status == 0, errors
     keys = tmp_path / "keys.txt"
     keys.write_text(f"{KEY}\n")
-    (tmp_path / "speech.raw").write_bytes(exact(silence(1), speak(7, word_s=1.0), silence(2)))
+    (tmp_path / "speech.raw").write_bytes(SPOKEN)
     async with (
         serving(FakeModels(), whole=True, keys_file=str(keys)) as service,
         behind_tls(service.port, certificate, key) as port,
@@ -96,3 +100,22 @@ async def test_the_lines_for_node_transcribe_a_file(tmp_path: Path, repository: 
         )
         assert (status, errors) == (0, "")
     assert "7" in out.split(), out
+
+
+@pytest.mark.skipif("SPEECHGRAPH_TEST_CLIENTS" not in os.environ, reason="large; only if asked for")
+async def test_livekit_transcribes_before_and_after_its_microphone_was_muted(
+    tmp_path: Path,
+) -> None:
+    uv, python = str(Path(sys.executable).with_name("uv")), str(tmp_path / "venv/bin/python")
+    for command in (("venv", "venv"), ("pip", "install", "--python", python, *LIVEKIT)):
+        status, _, errors = await run(tmp_path, uv, *command)
+        assert status == 0, errors
+    keys, speech = tmp_path / "keys.txt", tmp_path / "speech.raw"
+    keys.write_text(f"{KEY}\n")
+    speech.write_bytes(SPOKEN)
+    script = str(Path(__file__).with_name("livekit_client.py"))
+    async with serving(FakeModels(), whole=True, keys_file=str(keys)) as service:
+        command = (python, script, str(service.port), KEY, str(speech))
+        status, out, errors = await run(tmp_path, *command)
+    assert status == 0, errors
+    assert [("7" in line.split()) for line in out.splitlines()] == [True, True], out
