@@ -26,6 +26,7 @@ log = logging.getLogger(f"speechgraph.{__name__}")
 STATUS: Mapping[str, int] = {
     "invalid_request": 422,
     "model_not_found": 422,
+    "model_not_installed": 422,
     "not_enabled": 422,
     "too_many_channels": 422,
     "fetch_failed": 422,
@@ -88,6 +89,8 @@ def problem_of(error: Exception) -> Problem:
     if not isinstance(error, SpeechError) or error.code == SpeechError.code:
         log.error("request %s failed", request_id.get(), exc_info=error)
         return Problem(500, SpeechError.code, f"internal error in request {request_id.get()}")
+    if error.detail:
+        log.warning("request %s: %s", request_id.get(), error)
     wait_s = error.retry_after_s if isinstance(error, Overloaded) else DEFAULT_RETRY_AFTER_S
     return family_problem(error.code, error.message, wait_s)
 

@@ -1,11 +1,11 @@
 """Which models are served and which are loaded: OpenAI's list shape, and the cache of models."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
-from typing import Literal, NotRequired
+from typing import Annotated, Literal, NotRequired
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
@@ -37,6 +37,8 @@ class Model(TypedDict):
     licence: str
     description: str
     loaded: bool
+    available: bool
+    fetchable: bool
     default: bool
 
 
@@ -82,14 +84,16 @@ def router(service: SpeechService, aliases: Mapping[str, str | None]) -> APIRout
     routes = APIRouter(tags=["models"])
     started_at = int(time.time())
 
-    async def loaded_ids() -> set[str]:
-        return {row["model_name"] for row in await service.cache_stats()}
+    async def here() -> tuple[set[str], Set[str]]:
+        """Ids of the models that are loaded, and of those that are available."""
+        loaded = {row["model_name"] for row in await service.cache_stats()}
+        return loaded, loaded | await service.present_models()
 
     def find(name: str) -> ModelEntry | None:
         id = aliases.get(name, name) or service.default_models["transcribe"]
         return service.catalogue.find(id)
 
-    def describe(entry: ModelEntry, loaded: set[str]) -> Model:
+    def describe(entry: ModelEntry, loaded: Set[str], available: Set[str]) -> Model:
         repo = entry.source.repo
         return {
             "id": entry.id,
@@ -108,6 +112,8 @@ def router(service: SpeechService, aliases: Mapping[str, str | None]) -> APIRout
             "licence": entry.licence,
             "description": entry.description,
             "loaded": entry.id in loaded,
+            "available": entry.id in available,
+            "fetchable": repo is not None,
             "default": entry.id in service.default_models.values(),
         }
 
@@ -116,12 +122,23 @@ def router(service: SpeechService, aliases: Mapping[str, str | None]) -> APIRout
         "/v1/models",
         summary="List the models of this service",
         response_model=ModelList,
-        responses=responses(500, 503),
+        responses=responses(422, 500, 503),
     )
-    async def list_models() -> JSONResponse:
-        loaded = await loaded_ids()
-        served = (m for m in service.catalogue.models if m.family in service.families)
-        body: ModelList = {"object": "list", "data": [describe(m, loaded) for m in served]}
+    async def list_models(
+        available: Annotated[
+            bool | None, Query(description="true: only those whose files are here; false: the rest")
+        ] = None,
+    ) -> JSONResponse:
+        loaded, present = await here()
+        served = (
+            m
+            for m in service.catalogue.models
+            if m.family in service.families and available in (None, m.id in present)
+        )
+        body: ModelList = {
+            "object": "list",
+            "data": [describe(m, loaded, present) for m in served],
+        }
         return JSONResponse(body)
 
     @routes.get(
@@ -134,7 +151,7 @@ def router(service: SpeechService, aliases: Mapping[str, str | None]) -> APIRout
         entry = find(name)
         if entry is None or entry.family not in service.families:
             raise HTTPException(404, f"Model '{name}' is not served here.")
-        return JSONResponse(describe(entry, await loaded_ids()))
+        return JSONResponse(describe(entry, *await here()))
 
     @routes.get(
         "/cache/stats",

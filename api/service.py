@@ -60,6 +60,10 @@ class SpeechService(Protocol):
         """The state of every deployment of the graph, by its name."""
         ...
 
+    async def present_models(self) -> Set[str]:
+        """Ids of the models whose files are on this machine."""
+        ...
+
     async def cache_stats(self) -> list[dict[str, Any]]:
         """One row per loaded model copy, keyed as :class:`api.models.CacheEntry`."""
         ...
@@ -97,6 +101,9 @@ class _WithMaxDuration:
 
     async def deployment_states(self) -> Mapping[str, DeploymentState]:
         return await self._service.deployment_states()
+
+    async def present_models(self) -> Set[str]:
+        return await self._service.present_models()
 
     async def cache_stats(self) -> list[dict[str, Any]]:
         return await self._service.cache_stats()

@@ -51,7 +51,7 @@ class Ingress:
         self._settings = settings
         self._job_desk = None if jobs is None else job_desk(jobs)
         self._service = GraphService(
-            catalogue, handles, defaults, timeouts_s, settings.default_transcriber
+            catalogue, handles, defaults, timeouts_s, settings.default_transcriber, files
         )
         self._ports = live_ports(live, settings, files, catalogue, handles, timeouts_s)
         self._streams = LiveStreams(

@@ -113,7 +113,9 @@ class EmotionEngine:
             )
             self.labels = _labels(path)
         except Exception as error:
-            raise ModelUnavailable(f"the emotion model in {path} does not load: {error}") from error
+            raise ModelUnavailable(
+                "the emotion model does not load", detail=f"{path}: {error}"
+            ) from error
 
     def classify(
         self, clips: Sequence[Samples], cancelled: CancelCheck = lambda: False

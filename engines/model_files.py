@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.catalogue import CATALOGUE_PATH, Catalogue, ModelEntry, resolve_path
-from speech.errors import ModelUnavailable
+from speech.errors import ModelNotInstalled, ModelUnavailable, SpeechError
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
@@ -22,6 +22,8 @@ ORIGIN_FILE = ".origin"
 """Written into a fetched directory: ``owner/name@commit``."""
 _INCOMING = ".incoming"
 _LOCK_WAIT_S = 3600.0
+_REFUSALS = (401, 403, 404)
+"""What the hub answers where a repository is gated, private or missing: asking again is no use."""
 
 
 def locate(entry: ModelEntry, models_dir: Path, *, offline: bool, token: str | None = None) -> Path:
@@ -31,39 +33,47 @@ def locate(entry: ModelEntry, models_dir: Path, *, offline: bool, token: str | N
     ``offline`` or ``HF_HUB_OFFLINE`` forbids it; ``offline`` forbids it to all libraries of this
     process, which may fetch what the files only name. A directory that was fetched from another
     repository or commit than the entry pins now counts as missing; one without an origin file is
-    used as it is. ``token`` defaults to ``HF_TOKEN``. Raises ModelUnavailable.
+    used as it is. ``token`` defaults to ``HF_TOKEN``. Raises ModelNotInstalled, ModelUnavailable.
     """
-    fetched = resolve_path(models_dir) / entry.id
     if offline:
         _switch_hub_off()
+    found = find(entry, models_dir)
+    if found is not None:
+        return found
     if entry.source.path is not None:
-        local = resolve_path(entry.source.path)
-        for directory in (local, fetched):
-            if directory.is_dir():
-                return directory
-        raise ModelUnavailable(
-            f"model {entry.id} is missing: {local} does not exist; see docs/models.md"
+        raise ModelNotInstalled(
+            f"model {entry.id} is not on this server; for its operator, see docs/models.md",
+            f"{resolve_path(entry.source.path)} does not exist",
         )
-    if fetched.is_dir() and _is_current(entry, fetched):
-        return fetched
     if offline or _hub_is_off():
-        raise ModelUnavailable(
-            f"model {entry.id} is not in {fetched} and the hub is switched off; {_advice(entry)}"
+        raise ModelNotInstalled(
+            f"model {entry.id} is not on this server and the hub is switched off; {_advice(entry)}",
+            f"it is not in {resolve_path(models_dir) / entry.id}",
         )
     return pull(entry, models_dir, token=token)
+
+
+def find(entry: ModelEntry, models_dir: Path) -> Path | None:
+    """The directory of a model's files where they are on this machine already."""
+    fetched = resolve_path(models_dir) / entry.id
+    if entry.source.path is None:
+        return fetched if fetched.is_dir() and _is_current(entry, fetched) else None
+    local = resolve_path(entry.source.path)
+    return next((directory for directory in (local, fetched) if directory.is_dir()), None)
 
 
 def pull(entry: ModelEntry, models_dir: Path, *, token: str | None = None) -> Path:
     """Fetch a model from the hub into ``models_dir/<id>`` and return that directory.
 
     The directory appears under its name only when it is complete; an interrupted pull is resumed.
-    A file lock serialises the processes of one machine. Raises ModelUnavailable.
+    A file lock serialises the processes of one machine. Raises ModelNotInstalled, ModelUnavailable.
     """
     if entry.source.repo is None:
-        raise ModelUnavailable(f"model {entry.id} has no hub repository; see docs/models.md")
+        raise ModelNotInstalled(f"model {entry.id} has no hub repository; see docs/models.md")
     from filelock import FileLock
     from httpx import HTTPError
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
     target = resolve_path(models_dir) / entry.id
     incoming = resolve_path(models_dir) / _INCOMING
@@ -86,9 +96,11 @@ def pull(entry: ModelEntry, models_dir: Path, *, token: str | None = None) -> Pa
             )
             _settle(landing, target, f"{entry.source.repo}@{info.sha}")
     except (HTTPError, OSError) as error:
-        raise ModelUnavailable(
-            f"model {entry.id} could not be fetched from the hub ({error}); {_advice(entry)}"
-        ) from error
+        message = f"model {entry.id} could not be fetched from the hub; {_advice(entry)}"
+        answer = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if answer in _REFUSALS:
+            raise ModelNotInstalled(message, str(error)) from error
+        raise ModelUnavailable(message, detail=str(error)) from error
     return target
 
 
@@ -127,7 +139,7 @@ def _hub_is_off() -> bool:
 
 
 def _advice(entry: ModelEntry) -> str:
-    advice = f"fetch it with `make models-pull MODEL={entry.id}`"
+    advice = f"its operator fetches it with `make models-pull MODEL={entry.id}`"
     if entry.source.gated:
         advice += (
             f" after accepting its licence at https://huggingface.co/{entry.source.repo}"
@@ -160,9 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for entry in entries:
         try:
             directory = locate(entry, options.models_dir, offline=False)
-        except ModelUnavailable as error:
+        except SpeechError as error:
             failed = True
-            sys.stderr.write(f"{error.message}\n")
+            sys.stderr.write(f"{error}\n")
             continue
         sys.stdout.write(f"{entry.id}\t{directory}\t{_origin(directory)}\n")
     return int(failed)

@@ -8,18 +8,23 @@ from typing import ClassVar
 
 
 class SpeechError(Exception):
-    """Base of the family: an error to report to the client."""
+    """Base of the family: an error to report to the client.
+
+    ``detail`` is for the operator, such as a path: the logs have it, clients do not get it.
+    """
 
     code: ClassVar[str] = "internal_error"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message, detail)
         self.message = message
+        self.detail = detail
 
     def __str__(self) -> str:
         # In one line, for logs and Serve's status; without the fields, which are arguments for the
         # sake of pickling.
-        return " ".join(self.message.split())
+        text = f"{self.message}: {self.detail}" if self.detail else self.message
+        return " ".join(text.split())
 
 
 class InvalidRequest(SpeechError):
@@ -32,6 +37,12 @@ class ModelNotFound(InvalidRequest):
     """No model of that id or alias is in the catalogue of this service."""
 
     code = "model_not_found"
+
+
+class ModelNotInstalled(InvalidRequest):
+    """The files of a model, or the library that runs it, are not on this server."""
+
+    code = "model_not_installed"
 
 
 class NotEnabled(InvalidRequest):
@@ -87,9 +98,9 @@ class Overloaded(SpeechError):
 
     code = "overloaded"
 
-    def __init__(self, message: str, retry_after_s: float = 2.0) -> None:
-        super().__init__(message)
-        self.args = (message, retry_after_s)
+    def __init__(self, message: str, retry_after_s: float = 2.0, detail: str = "") -> None:
+        super().__init__(message, detail)
+        self.args = (message, retry_after_s, detail)
         self.retry_after_s = retry_after_s
 
 
@@ -100,7 +111,7 @@ class TooFarAhead(Overloaded):
 
 
 class ModelUnavailable(Overloaded):
-    """A model cannot be served now: its weights are missing, or its replica keeps dying."""
+    """A model cannot be served now: it does not load, or its replica keeps dying."""
 
     code = "model_unavailable"
 

@@ -10,7 +10,7 @@ from api.errors import Problem
 
 _STATUS = {415: 400, 422: 400}
 """OpenAI has one status for every fault of a request but its size."""
-_STATUS_OF_CODE = {"model_not_found": 404, "invalid_api_key": 401}
+_STATUS_OF_CODE = {"model_not_found": 404, "model_not_installed": 404, "invalid_api_key": 401}
 _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 _ONE_KEY_CODE = {"missing_api_key": "invalid_api_key"}
 
@@ -55,7 +55,7 @@ def refused(field: str, message: str) -> RequestValidationError:
 def error_object(problem: Problem) -> ErrorObject:
     """The error object of a problem; of several wrong fields it names the first."""
     param, code, message = None, problem.code, problem.detail
-    if code == "model_not_found":
+    if code in ("model_not_found", "model_not_installed"):
         param = "model"
     if not isinstance(message, str):
         first = message[0]

@@ -18,7 +18,7 @@ from deployments.runtime.handle_ports import ServedEmotions, ServedTranscriber
 from deployments.runtime.metrics import observe_lag
 from deployments.runtime.model_access import ModelFiles, hardware, streaming_engine
 from speech.audio import Samples
-from speech.errors import ModelUnavailable, SpeechError
+from speech.errors import ModelNotInstalled, ModelUnavailable, SpeechError
 from speech.live.endpointing import LONGEST_UTTERANCE_S, EndpointOptions
 from speech.live.session_options import LivePorts
 from speech.ports import SpeakerEmbedder, StreamingRecognizer, VoiceActivity
@@ -103,9 +103,11 @@ class _Detectors:
             self._missing = error
 
     def open(self, options: EndpointOptions) -> VoiceActivity:
-        """A detector for one stream. Raises ModelUnavailable."""
+        """A detector for one stream. Raises ModelNotInstalled, ModelUnavailable."""
         if self._missing is not None:
-            raise ModelUnavailable(f"voice activity detection is not installed: {self._missing}")
+            raise ModelNotInstalled(
+                "voice activity detection is not installed on this server", str(self._missing)
+            )
         from engines.vad.silero_vad import StreamingSilero
 
         if self._silero is None:
@@ -156,7 +158,7 @@ class LazyEmbedder:
             self._loading = None
             if isinstance(error, SpeechError):
                 raise
-            raise ModelUnavailable(f"the speaker model does not load: {error}") from error
+            raise ModelUnavailable("the speaker model does not load", detail=str(error)) from error
 
 
 def _speaker_engine(files: ModelFiles, model: str) -> SpeakerEmbedder:

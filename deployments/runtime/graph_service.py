@@ -26,6 +26,7 @@ from deployments.runtime.handle_ports import (
     ServedTranscriber,
 )
 from deployments.runtime.metrics import observe_stage
+from deployments.runtime.model_access import ModelFiles
 from speech.pipeline import ProcessOptions, SpeechGraph, Stage, Task
 from speech.transcript import Segment, Transcript
 
@@ -40,7 +41,7 @@ class GraphService:
     """Implements :class:`api.service.SpeechService` on the deployments of one application.
 
     ``defaults`` has the default model of each family that runs here, ``timeouts_s`` the longest
-    call of each deployment.
+    call of each deployment. ``files`` are those of this machine; None: no model has any.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class GraphService:
         defaults: Mapping[Family, str],
         timeouts_s: Mapping[str, float],
         default_transcriber: str,
+        files: ModelFiles | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._handles = handles
@@ -57,6 +59,7 @@ class GraphService:
         self._default_transcriber = default_transcriber
         self._states: tuple[float, Mapping[str, DeploymentState]] = (float("-inf"), {})
         self._timeouts_s = timeouts_s
+        self._files = files
         self._graph = self._graph_for(None)
 
     def _graph_for(
@@ -127,6 +130,14 @@ class GraphService:
             states = found or states
             self._states = (time.monotonic(), states)
         return states
+
+    async def present_models(self) -> Set[str]:
+        """See :meth:`api.service.SpeechService.present_models`."""
+        return await asyncio.to_thread(self._present)
+
+    def _present(self) -> Set[str]:
+        files = self._files
+        return {m.id for m in self._catalogue.models if files is not None and files.has(m)}
 
     async def cache_stats(self) -> list[dict[str, Any]]:
         """The loaded models of all families whose replicas answer within STATS_TIMEOUT_S."""

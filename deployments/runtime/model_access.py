@@ -32,8 +32,12 @@ class ModelFiles:
             raise ModelNotFound(f"no model {model!r} in the catalogue")
         return entry
 
+    def has(self, entry: ModelEntry) -> bool:
+        """Whether the files of a model are on this machine. It reads the disk."""
+        return model_files.find(entry, self.models_dir) is not None
+
     def locate(self, entry: ModelEntry) -> Path:
-        """The directory of a model. Raises ModelUnavailable."""
+        """The directory of a model. Raises ModelNotInstalled, ModelUnavailable."""
         return model_files.locate(entry, self.models_dir, offline=self.offline)
 
 

@@ -15,7 +15,7 @@ from engines.device import resolve
 from engines.diarization.diarize_options import check_speaker_counts
 from engines.diarization.speaker_turns import label_by_appearance, turns_within
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import Cancelled, EngineFailed, ModelUnavailable
+from speech.errors import Cancelled, EngineFailed, ModelNotInstalled, ModelUnavailable
 from speech.ports import DiarizeOptions
 from speech.transcript import Diarization
 
@@ -35,16 +35,17 @@ class PyannoteEngine:
                 import torch
                 from pyannote.audio import Pipeline
         except ImportError as error:
-            raise ModelUnavailable(
-                f"pyannote.audio is not installed here ({error}); "
-                "install speechgraph[diarization], or use a model of the light backend"
+            raise ModelNotInstalled(
+                "pyannote.audio is not installed on this server; its operator installs "
+                "speechgraph[diarization], or uses a model of the light backend",
+                str(error),
             ) from error
         torch.set_num_threads(threads)
         try:
             pipeline: Any = Pipeline.from_pretrained(path)
         except Exception as error:
             raise ModelUnavailable(
-                f"the pyannote pipeline in {path} does not load: {error}"
+                "the pyannote pipeline does not load", detail=f"{path}: {error}"
             ) from error
         if device == "cuda" and resolve("cuda", None, torch.cuda.is_available) == "cuda":
             pipeline.to(torch.device("cuda"))

@@ -19,7 +19,7 @@ from engines.cancellation import CancelCheck, hold_lock, raise_if_cancelled
 from engines.diarization.diarize_options import check_speaker_counts
 from engines.diarization.speaker_turns import exclusive_turns, label_by_appearance, turns_within
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import EngineFailed, ModelUnavailable
+from speech.errors import EngineFailed, ModelNotInstalled, ModelUnavailable
 from speech.ports import DiarizeOptions
 from speech.transcript import Diarization, Turn
 
@@ -38,15 +38,17 @@ class SherpaDiarizationEngine:
 
         ``device`` "cuda" needs sherpa-onnx's CUDA build. ``threshold`` is the cosine distance at
         which the clustering stops merging; a good value depends on the embedding. Raises
-        ModelUnavailable.
+        ModelNotInstalled, ModelUnavailable.
         """
         if importlib.util.find_spec("sherpa_onnx") is None:
-            raise ModelUnavailable(
-                "sherpa-onnx is not installed here; install speechgraph[diarization-light]"
+            raise ModelNotInstalled(
+                "sherpa-onnx is not installed on this server; its operator installs "
+                "speechgraph[diarization-light]"
             )
         missing = [name for name in _FILES if not (path / name).is_file()]
         if missing:
-            raise ModelUnavailable(f"{path} holds no {' and no '.join(missing)}")
+            lacking = f"{path} holds no {' and no '.join(missing)}"
+            raise ModelNotInstalled("files of the diarization model are missing", lacking)
         self._arguments = (path, device, threads, threshold)
         self._lock = threading.Lock()
         self._worker = _Worker(*self._arguments)
@@ -97,7 +99,9 @@ class _Worker:
                 failure = "its process died while loading"
         if failure:
             self._stop()
-            raise ModelUnavailable(f"the diarization model in {path} does not load: {failure}")
+            raise ModelUnavailable(
+                "the diarization model does not load", detail=f"{path}: {failure}"
+            )
 
     def is_alive(self) -> bool:
         return self._process.is_alive()

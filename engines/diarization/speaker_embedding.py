@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engines.batching import MicroBatcher
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import EngineFailed, ModelUnavailable
+from speech.errors import EngineFailed, ModelNotInstalled, ModelUnavailable
 
 _FILE = "embedding.onnx"
 _SHORTEST = SAMPLE_RATE
@@ -29,21 +29,28 @@ class SpeakerEngine:
     def __init__(self, path: Path, *, device: str, threads: int = 1) -> None:
         """Load ``embedding.onnx`` of a ``sherpa_onnx`` model from a directory.
 
-        ``device`` "cuda" needs sherpa-onnx's CUDA build. Raises ModelUnavailable.
+        ``device`` "cuda" needs sherpa-onnx's CUDA build. Raises ModelNotInstalled,
+        ModelUnavailable.
         """
         if importlib.util.find_spec("sherpa_onnx") is None:
-            raise ModelUnavailable("sherpa-onnx is not installed here; install speechgraph[vosk]")
+            raise ModelNotInstalled(
+                "sherpa-onnx is not installed on this server; its operator installs "
+                "speechgraph[vosk]"
+            )
         import sherpa_onnx
 
         if not (path / _FILE).is_file():
-            raise ModelUnavailable(f"{path} holds no {_FILE}")
+            lacking = f"{path} holds no {_FILE}"
+            raise ModelNotInstalled("a file of the speaker model is missing", lacking)
         config = sherpa_onnx.SpeakerEmbeddingExtractorConfig(
             model=str(path / _FILE), num_threads=threads, provider=device
         )
         try:
             self._extractor = sherpa_onnx.SpeakerEmbeddingExtractor(config)
         except Exception as error:
-            raise ModelUnavailable(f"the speaker model in {path} does not load: {error}") from error
+            raise ModelUnavailable(
+                "the speaker model does not load", detail=f"{path}: {error}"
+            ) from error
         self._batcher: MicroBatcher[Samples, NDArray[np.float32]] = MicroBatcher(
             self._compute, max_batch=1
         )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from speech.audio import Samples
-from speech.errors import ModelUnavailable
+from speech.errors import ModelNotInstalled, ModelUnavailable, SpeechError
 from speech.media.segmentation import WINDOW_SAMPLES
 
 CONTEXT_SAMPLES = 64
@@ -95,7 +95,7 @@ class SileroNetwork:
     """The loaded network; each run uses one thread, any number of runs may be concurrent."""
 
     def __init__(self) -> None:
-        """Raises ModelUnavailable."""
+        """Raises ModelNotInstalled, ModelUnavailable."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False
@@ -105,8 +105,10 @@ class SileroNetwork:
                 options,
                 providers=["CPUExecutionProvider"],
             )
+        except SpeechError:
+            raise
         except Exception as error:
-            raise ModelUnavailable(f"Silero's network does not load: {error}") from error
+            raise ModelUnavailable("Silero's network does not load", detail=str(error)) from error
 
     def infer(self, windows: Samples, state: Samples) -> tuple[NDArray[np.float32], Samples]:
         """Probabilities of speech, float32 [windows, streams], and the recurrent state after them.
@@ -135,14 +137,16 @@ class SileroNetwork:
 
 @cache
 def shared_network() -> SileroNetwork:
-    """The network, loaded once in a process. Raises ModelUnavailable."""
+    """The network, loaded once in a process. Raises ModelNotInstalled, ModelUnavailable."""
     return SileroNetwork()
 
 
 def _published_file() -> Path:
     package = find_spec("faster_whisper")  # importing it would load CTranslate2
     if package is None or package.origin is None:
-        raise ModelUnavailable("faster-whisper, which carries its weights, is not installed")
+        raise ModelNotInstalled(
+            "faster-whisper, which carries the weights of Silero, is not installed on this server"
+        )
     return Path(package.origin).parent / "assets" / "silero_vad_v6.onnx"
 
 

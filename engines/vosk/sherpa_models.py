@@ -16,7 +16,7 @@ from sentencepiece import SentencePieceProcessor
 
 from configs.catalogue import Format, ModelEntry
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import ModelUnavailable
+from speech.errors import ModelNotInstalled, ModelUnavailable, SpeechError
 
 _TRANSDUCER = ("encoder", "decoder", "joiner")
 _CTC = ("model",)
@@ -65,7 +65,7 @@ def load(
     """Load the recogniser of a catalogue entry from its directory.
 
     ``compute_type`` "int8" prefers the quantised files, anything else full precision; a single
-    variant is used whatever it is. Raises ModelUnavailable.
+    variant is used whatever it is. Raises ModelNotInstalled, ModelUnavailable.
     """
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -84,10 +84,12 @@ def load(
                 streaming=entry.streaming,
                 takes_hotwords=vocabulary is not None,
             )
-    except ModelUnavailable:
+    except SpeechError:
         raise
     except Exception as error:
-        raise ModelUnavailable(f"model '{entry.id}' in {path} does not load: {error}") from error
+        raise ModelUnavailable(
+            f"model '{entry.id}' does not load", detail=f"{path}: {error}"
+        ) from error
 
 
 def _build(format_: Format, settings: dict[str, Any]) -> Any:
@@ -116,7 +118,9 @@ def _files(path: Path, format_: Format, *, quantised: bool) -> dict[str, str]:
             key=lambda file: (".int8." in file.name) != quantised,
         )
         if not variants:
-            raise ModelUnavailable(f"{path} holds no {part}.onnx")
+            raise ModelNotInstalled(
+                "a file of the model is missing", f"{path} holds no {part}.onnx"
+            )
         files[part] = str(variants[0])
     return files
 
@@ -128,7 +132,7 @@ def _all(path: Path, folders: tuple[str, ...], pattern: str) -> list[Path]:
 def _first(path: Path, folders: tuple[str, ...], name: str) -> Path:
     found = _all(path, folders, name)
     if not found:
-        raise ModelUnavailable(f"{path} holds no {name}")
+        raise ModelNotInstalled("a file of the model is missing", f"{path} holds no {name}")
     return found[0]
 
 

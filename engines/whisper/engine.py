@@ -33,7 +33,13 @@ from engines.whisper.whisper_options import (
     without_effect,
 )
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import EngineFailed, InvalidRequest, ModelUnavailable, SpeechError
+from speech.errors import (
+    EngineFailed,
+    InvalidRequest,
+    ModelNotInstalled,
+    ModelUnavailable,
+    SpeechError,
+)
 from speech.languages import LANGUAGES
 from speech.media.segmentation import Region
 from speech.ports import TranscribeOptions, clip_times
@@ -54,11 +60,13 @@ class WhisperEngine:
         """Load a CTranslate2 directory from disk, never from the hub.
 
         ``device`` is "cpu" or "cuda"; ``compute_type`` "auto" means float16 on cuda and int8 on
-        cpu; ``threads`` are the CPU threads of one inference. Raises ModelUnavailable.
+        cpu; ``threads`` are the CPU threads of one inference. Raises ModelNotInstalled,
+        ModelUnavailable.
         """
         missing = [n for n in ("model.bin", "tokenizer.json") if not (path / n).is_file()]
         if missing:
-            raise ModelUnavailable(f"{path} holds no Whisper model: no {' and no '.join(missing)}")
+            lacking = f"{path} holds no Whisper model: no {' and no '.join(missing)}"
+            raise ModelNotInstalled("files of the Whisper model are missing", lacking)
         if compute_type == "auto":
             compute_type = "float16" if device == "cuda" else "int8"
         try:
@@ -71,7 +79,9 @@ class WhisperEngine:
                 local_files_only=True,
             )
         except Exception as error:
-            raise ModelUnavailable(f"the Whisper model in {path} does not load: {error}") from error
+            raise ModelUnavailable(
+                "the Whisper model does not load", detail=f"{path}: {error}"
+            ) from error
         self._window_s = self._model.feature_extractor.chunk_length
 
     def transcribe(

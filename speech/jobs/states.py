@@ -12,6 +12,7 @@ from speech.errors import (
     AudioTooLong,
     EmptyAudio,
     InvalidRequest,
+    ModelNotInstalled,
     SpeechError,
     TooManyChannels,
     UnsupportedAudio,
@@ -22,6 +23,7 @@ WebhookState = Literal["pending", "delivered", "failed"]
 
 NON_RETRYABLE = (
     InvalidRequest,
+    ModelNotInstalled,
     EmptyAudio,
     UnsupportedAudio,
     AudioTooLarge,

@@ -76,6 +76,7 @@ class FakeService:
         self.deployments = {"Decoder": True, "Whisper": True}
         self.may_have_no_replicas: set[str] = set()
         self.loaded: list[dict[str, Any]] = []
+        self.present: set[str] = {entry.id for entry in CATALOGUE.models}
 
     async def process(self, data: bytes, options: ProcessOptions) -> Transcript:
         self.calls.append((data, options))
@@ -97,6 +98,9 @@ class FakeService:
             name: DeploymentState(running, name not in self.may_have_no_replicas)
             for name, running in self.deployments.items()
         }
+
+    async def present_models(self) -> set[str]:
+        return self.present
 
     async def cache_stats(self) -> list[dict[str, Any]]:
         return self.loaded

@@ -123,6 +123,19 @@ async def test_a_model_has_its_owner_family_languages_and_whether_it_is_loaded(c
     assert [id for id, m in models.items() if m["default"]] == ["large-v3-turbo", "emo", "pyannote"]
 
 
+async def test_the_list_states_which_models_are_here_and_which_can_be_fetched(client, service):
+    service.present = {"small", "emo"}
+    service.loaded = [{"model_name": "pyannote"}]
+    models = {m["id"]: m for m in (await client.get("/v1/models")).json()["data"]}
+    assert {id for id, m in models.items() if m["available"]} == {"small", "emo", "pyannote"}
+    assert {id for id, m in models.items() if m["fetchable"]} == {"large-v3-turbo"}
+    for wanted in (True, False):
+        answer = await client.get("/v1/models", params={"available": wanted})
+        ids = {model["id"] for model in answer.json()["data"]}
+        assert ids == {id for id, m in models.items() if m["available"] == wanted}
+    assert (await client.get("/v1/models/whisper-1")).json()["available"] is False
+
+
 @pytest.mark.parametrize("name", ["large-v3-turbo", "whisper-1", "openai/turbo"])
 async def test_one_model_is_found_by_id_or_alias(client, name):
     answer = await client.get(f"/v1/models/{name}")

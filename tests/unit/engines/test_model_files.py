@@ -14,8 +14,8 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from configs.catalogue import REPOSITORY_ROOT, ModelEntry
-from engines.model_files import locate, main, pull
-from speech.errors import ModelUnavailable
+from engines.model_files import find, locate, main, pull
+from speech.errors import ModelNotInstalled, ModelUnavailable, SpeechError
 
 OLD, NEW = "a" * 40, "b" * 40
 REPO = "owner/asr"
@@ -130,7 +130,7 @@ def test_a_missing_local_directory_is_looked_for_under_the_models_directory(tmp_
 
 
 def test_a_missing_local_directory_is_named_in_the_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable, match=r"asr-model.*nowhere"):
+    with pytest.raises(ModelNotInstalled, match=r"asr-model.*nowhere"):
         locate(entry(path=str(tmp_path / "nowhere")), tmp_path, offline=False)
 
 
@@ -169,7 +169,7 @@ def test_a_new_pin_fetches_again(hub: type[Hub], tmp_path: Path) -> None:
 
 def test_the_wrong_commit_counts_as_missing_when_offline(hub: type[Hub], tmp_path: Path) -> None:
     pull(entry(repo=REPO, revision=OLD), tmp_path)
-    with pytest.raises(ModelUnavailable, match="make models-pull MODEL=asr-model"):
+    with pytest.raises(ModelNotInstalled, match="make models-pull MODEL=asr-model"):
         locate(entry(repo=REPO, revision=NEW), tmp_path, offline=True)
 
 
@@ -187,7 +187,7 @@ def test_an_interrupted_pull_never_looks_complete_and_is_taken_up_again(
 
 
 def test_offline_never_asks_the_hub(hub: type[Hub], tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable, match="make models-pull MODEL=asr-model"):
+    with pytest.raises(ModelNotInstalled, match="make models-pull MODEL=asr-model"):
         locate(entry(repo=REPO), tmp_path, offline=True)
     assert hub.asked == []
 
@@ -206,15 +206,34 @@ def test_the_hubs_own_offline_switch_is_honoured(
     hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelUnavailable, match="switched off"):
+    with pytest.raises(ModelNotInstalled, match="switched off"):
         locate(entry(repo=REPO), tmp_path, offline=False)
     assert hub.asked == []
 
 
 def test_the_error_of_a_gated_model_names_its_licence_page(hub: type[Hub], tmp_path: Path) -> None:
     hub.gated = True
-    with pytest.raises(ModelUnavailable, match=r"accepting its licence.*owner/asr.*HF_TOKEN"):
+    with pytest.raises(ModelNotInstalled, match=r"accepting its licence.*owner/asr.*HF_TOKEN"):
         locate(entry(repo=REPO, gated=True), tmp_path, offline=False)
+
+
+@pytest.mark.parametrize("source", [{"path": "{tmp}/nowhere"}, {"repo": REPO}])
+def test_a_client_gets_no_path_of_a_missing_model(tmp_path: Path, source: dict[str, str]) -> None:
+    named = {name: value.replace("{tmp}", str(tmp_path)) for name, value in source.items()}
+    with pytest.raises(SpeechError) as missing:
+        locate(entry(**named), tmp_path, offline=True)
+    assert str(tmp_path) not in missing.value.message
+    assert str(tmp_path) in str(missing.value), "the operator gets it from the log"
+
+
+def test_files_are_found_without_the_hub(hub: type[Hub], tmp_path: Path) -> None:
+    assert find(entry(repo=REPO, revision=OLD), tmp_path) is None
+    there = pull(entry(repo=REPO, revision=OLD), tmp_path)
+    hub.asked.clear()
+    assert find(entry(repo=REPO, revision=OLD), tmp_path) == there
+    assert find(entry(repo=REPO, revision=NEW), tmp_path) is None
+    assert find(entry(path=str(there)), tmp_path) == there
+    assert hub.asked == []
 
 
 def test_a_hub_that_cannot_be_reached_is_an_unavailable_model(

@@ -23,3 +23,9 @@ def test_the_text_of_an_error_is_its_message_here_and_in_another_process(
     assert type(other) is kind
     assert (str(error), str(other), other.message) == ("the queue is full",) * 3
     assert vars(other) == vars(error)
+
+
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_the_detail_is_in_the_text_and_not_in_the_message(kind: type[SpeechError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("no weights", detail="/srv/models")))
+    assert (str(error), error.message) == ("no weights: /srv/models", "no weights")

@@ -7,6 +7,7 @@ from api.errors import STATUS
 from speech.errors import (
     AudioTooLong,
     EngineFailed,
+    ModelNotInstalled,
     Overloaded,
     SpeechError,
     UnsupportedAudio,
@@ -18,6 +19,21 @@ from tests.unit.openai_service import FILE, TEXT, TRANSCRIPT, problem, serving
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+MODEL_ERRORS = ("model_not_found", "model_not_installed")
+
+
+async def test_a_model_that_was_not_fetched_is_not_asked_for_again(api, service):
+    service.answer = ModelNotInstalled("fetch it with `make models-pull`", "/srv/models/turbo")
+    with pytest.raises(openai.NotFoundError) as raised:
+        await api.sdk.with_options(max_retries=2).audio.transcriptions.create(
+            file=FILE, model="whisper-1"
+        )
+    assert len(service.calls) == 1
+    assert (raised.value.code, raised.value.param) == ("model_not_installed", "model")
+    assert "make models-pull" in raised.value.message
+    assert "/srv" not in raised.value.response.text
+
+
 @pytest.mark.parametrize("code", STATUS)
 async def test_every_error_of_the_family_has_openais_shape(api, service, code):
     kind = next(kind for kind in _family() if kind.code == code)
@@ -25,7 +41,7 @@ async def test_every_error_of_the_family_has_openais_shape(api, service, code):
     answer = await api.post()
     error = problem(answer)
     expected = {415: 400, 422: 400}.get(STATUS[code], STATUS[code])
-    assert answer.status_code == (404 if code == "model_not_found" else expected)
+    assert answer.status_code == (404 if code in MODEL_ERRORS else expected)
     assert error["code"] == code
     server = answer.status_code >= 500
     assert error["type"] == ("server_error" if server else "invalid_request_error")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from api.service import DeploymentState
 from configs.catalogue import Catalogue, Family
 from deployments.runtime import graph_service
 from deployments.runtime.graph_service import GraphService
+from deployments.runtime.model_access import ModelFiles
 from speech.audio import Audio
 from speech.pipeline import ProcessOptions, Stage
 from speech.ports import DecodedAudio, TranscribeOptions
@@ -203,3 +205,13 @@ async def test_the_states_from_before_an_update_count_while_it_is_built(
     assert await graph.deployment_states() == running
     assert await graph.deployment_states() == running
     assert reports == []
+
+
+async def test_the_models_whose_files_are_here_are_known_without_loading_any(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "whisper-tiny").mkdir()
+    files = ModelFiles(Catalogue.load(), tmp_path, offline=True)
+    graph = GraphService(Catalogue.load(), service()[1], DEFAULTS, {"decoder": 1.0}, "x", files)
+    assert {"whisper-tiny", "demo-whisper"} <= await graph.present_models()
+    assert "whisper-base" not in await graph.present_models()

@@ -16,7 +16,13 @@ from engines.diarization.channel_diarization import BLEED_DB, diarize_channels
 from engines.diarization.pyannote_diarization import PyannoteEngine
 from engines.diarization.sherpa_diarization import SherpaDiarizationEngine
 from speech.audio import SAMPLE_RATE, Audio, Samples
-from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
+from speech.errors import (
+    Cancelled,
+    EngineFailed,
+    InvalidRequest,
+    ModelNotInstalled,
+    ModelUnavailable,
+)
 from speech.ports import DiarizeOptions
 from speech.transcript import Diarization, Turn
 
@@ -266,7 +272,7 @@ class TestLightBackend:
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         pytest.importorskip("sherpa_onnx")
-        with pytest.raises(ModelUnavailable, match=r"segmentation\.onnx and no embedding\.onnx"):
+        with pytest.raises(ModelNotInstalled, match=r"segmentation\.onnx and no embedding\.onnx"):
             SherpaDiarizationEngine(tmp_path, device="cpu", threads=1)
 
 
@@ -274,7 +280,7 @@ def test_the_error_without_pyannote_names_the_extra_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyannote.audio", None)
-    with pytest.raises(ModelUnavailable, match=r"speechgraph\[diarization\]"):
+    with pytest.raises(ModelNotInstalled, match=r"speechgraph\[diarization\]"):
         PyannoteEngine(tmp_path, device="cpu", threads=1)
 
 
@@ -282,7 +288,7 @@ def test_the_error_without_sherpa_names_the_extra_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelUnavailable, match=r"speechgraph\[diarization-light\]"):
+    with pytest.raises(ModelNotInstalled, match=r"speechgraph\[diarization-light\]"):
         SherpaDiarizationEngine(tmp_path, device="cpu", threads=1)
 
 

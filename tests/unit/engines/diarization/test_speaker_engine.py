@@ -9,7 +9,7 @@ import pytest
 
 from engines.diarization.speaker_embedding import SpeakerEngine
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import EngineFailed, ModelUnavailable
+from speech.errors import EngineFailed, ModelNotInstalled, ModelUnavailable
 from tests.unit.heldout import load
 
 
@@ -82,7 +82,7 @@ async def test_audio_that_is_no_audio_fails_alone(
 
 
 def test_a_model_without_its_file_is_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable, match=r"embedding\.onnx"):
+    with pytest.raises(ModelNotInstalled, match=r"embedding\.onnx"):
         SpeakerEngine(tmp_path, device="cpu")
 
 

@@ -9,7 +9,7 @@ from faster_whisper.vad import get_vad_model
 from engines.vad import silero_network
 from engines.vad.silero_vad import SileroVad
 from speech.audio import SAMPLE_RATE
-from speech.errors import ModelUnavailable
+from speech.errors import ModelNotInstalled
 from speech.media.segmentation import WINDOW_SAMPLES
 from tests.unit.heldout import Clip, clips, conversation
 
@@ -80,7 +80,7 @@ def test_the_probabilities_are_those_of_the_published_network(
 
 def test_the_error_of_a_missing_network_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silero_network, "find_spec", lambda name: None)
-    with pytest.raises(ModelUnavailable, match="faster-whisper"):
+    with pytest.raises(ModelNotInstalled, match="faster-whisper"):
         silero_network.SileroNetwork()
 
 

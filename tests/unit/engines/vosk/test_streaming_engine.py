@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engines.vosk.streaming import Step, StreamingEngine
 from speech.audio import SAMPLE_RATE
-from speech.errors import EngineFailed, InvalidRequest, ModelUnavailable
+from speech.errors import EngineFailed, InvalidRequest, ModelNotInstalled, ModelUnavailable
 from tests.unit.engines.vosk.streaming_models import MODEL, Words, alone, entry_of, toy
 from tests.unit.heldout import Clip
 
@@ -97,8 +97,8 @@ def test_a_model_that_does_not_stream_is_refused(repository: Path) -> None:
         )
 
 
-def test_a_model_without_its_files_is_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable):
+def test_a_model_without_its_files_is_not_installed(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotInstalled):
         StreamingEngine(entry_of(MODEL), tmp_path, device="cpu")
 
 

@@ -19,7 +19,13 @@ from configs.catalogue import Catalogue, ModelEntry
 from engines.vosk.hypothesis import Hypothesis, words_of
 from engines.vosk.offline import VoskEngine, ignored_options
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
+from speech.errors import (
+    Cancelled,
+    EngineFailed,
+    InvalidRequest,
+    ModelNotInstalled,
+    ModelUnavailable,
+)
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition, Word
 from tests.unit.engines.vosk import toy_transducer
@@ -280,7 +286,7 @@ def test_the_error_of_an_incomplete_model_names_the_missing_file(
 ) -> None:
     toy_transducer.write(tmp_path)
     (tmp_path / missing).unlink()
-    with pytest.raises(ModelUnavailable, match=f"holds no {missing}"):
+    with pytest.raises(ModelNotInstalled, match=f"holds no {missing}"):
         VoskEngine(toy_entry("transducer"), tmp_path, device="cpu")
 
 

@@ -21,7 +21,13 @@ from engines.whisper import request_model
 from engines.whisper.engine import WhisperEngine
 from engines.whisper.whisper_options import runs_batched
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable
+from speech.errors import (
+    Cancelled,
+    EngineFailed,
+    InvalidRequest,
+    ModelNotInstalled,
+    ModelUnavailable,
+)
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition
 from tests.unit.heldout import Clip, clips, conversation, plain
@@ -456,7 +462,7 @@ def test_features_in_blocks_are_those_of_the_library() -> None:
 
 
 def test_the_error_of_a_directory_without_a_model_names_the_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable, match=r"no model\.bin and no tokenizer\.json"):
+    with pytest.raises(ModelNotInstalled, match=r"no model\.bin and no tokenizer\.json"):
         WhisperEngine(tmp_path, device="cpu", compute_type="auto", threads=1)
 
 

@@ -14,8 +14,10 @@ from infra.job_audio import JobAudio
 from speech.errors import (
     EngineFailed,
     InvalidRequest,
+    ModelNotInstalled,
     ModelUnavailable,
     Overloaded,
+    SpeechError,
     UnsupportedAudio,
 )
 from speech.jobs import job_worker
@@ -236,19 +238,23 @@ async def test_a_job_that_fails_every_attempt_fails_with_its_last_error(jobs: Jo
     assert work.begun == 3
 
 
-async def test_a_missing_model_counts_as_a_failed_attempt(jobs: Jobs) -> None:
+async def test_a_model_that_does_not_load_counts_as_a_failed_attempt(jobs: Jobs) -> None:
     work = Attempts(*(ModelUnavailable("no weights") for _ in range(9)))
     job = jobs.desk.submit("", b"1", "{}")
     async with jobs.working(work):
         assert (await jobs.ended(job.id)).error_code == "model_unavailable"
 
 
-async def test_a_non_retryable_error_is_not_retried(jobs: Jobs) -> None:
-    work = Attempts(UnsupportedAudio("no audio"))
+@pytest.mark.parametrize(
+    "error", [UnsupportedAudio("no audio"), ModelNotInstalled("no weights", "/srv/models")]
+)
+async def test_a_non_retryable_error_is_not_retried(jobs: Jobs, error: SpeechError) -> None:
+    work = Attempts(error)
     job = jobs.desk.submit("", b"1", "{}")
     async with jobs.working(work):
         dead = await jobs.ended(job.id)
-    assert (dead.state, dead.attempts, dead.error_code) == ("failed", 1, "unsupported_audio")
+    assert (dead.state, dead.attempts, dead.error_code) == ("failed", 1, error.code)
+    assert dead.error == error.message
 
 
 async def test_an_unexpected_error_is_not_revealed_to_the_client(jobs: Jobs) -> None:
