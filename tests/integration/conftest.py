@@ -1,6 +1,7 @@
 """One Ray cluster for the session: a head with the CPUs, two nodes with two pretended GPUs each."""
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +18,7 @@ from ray.util.state import list_actors
 
 from configs.settings import SpeechArgs
 from graphs.speech import build
+from tests.calls import sitecustomize
 
 Service = Callable[..., AbstractContextManager[str]]
 """Starts an application under a route prefix and gives its base URL."""
@@ -30,7 +32,18 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
+def calls_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each process of the cluster appends its calls of other machines."""
+    file = tmp_path_factory.mktemp("calls") / "calls.txt"
+    file.touch()
+    path = [str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    os.environ[sitecustomize.CALLS_FILE] = str(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def cluster(calls_file: Path) -> Iterator[str]:
     """A running cluster with Serve; the address of its HTTP proxy."""
     head = {"num_cpus": 16, "num_gpus": 0, "dashboard_port": free_port()}
     nodes = Cluster(initialize_head=True, head_node_args=head)
