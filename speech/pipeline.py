@@ -314,6 +314,8 @@ class SpeechGraph:
         emotions: list[EmotionSpan] | None,
     ) -> Transcript:
         options = run.options
+        if diarization is not None:
+            run.warnings += _speaker_count(options.diarize, diarization)
         if segments is not None and emotions:
             segments = merge.with_emotions(segments, emotions, options.emotion.level)
         if segments is not None:
@@ -337,6 +339,18 @@ class SpeechGraph:
             errors=tuple(run.errors),
         )
         return transcript.stretched(options.speedup).rounded()
+
+
+def _speaker_count(asked: DiarizeOptions, diarization: Diarization) -> Iterator[str]:
+    """A warning where the number of speakers is not the one that was asked for."""
+    found = len({turn.speaker for turn in diarization.turns})
+    fewest = asked.num_speakers or asked.min_speakers or 0
+    most = asked.num_speakers or asked.max_speakers or found
+    if not fewest <= found <= most:
+        bounds = ("num_speakers", "min_speakers", "max_speakers")
+        given = [f"{name} {value}" for name in bounds if (value := getattr(asked, name))]
+        number = "1 speaker was" if found == 1 else f"{found} speakers were"
+        yield f"{number} found with {' and '.join(given)}"
 
 
 def _incomplete(missed: list[tuple[float, float]], speedup: float) -> str:

@@ -23,6 +23,8 @@ from speech.errors import Cancelled, EngineFailed
 from speech.media.segmentation import WINDOW_SAMPLES, Region, SpeechOptions, speech_regions
 
 _SILENT_CONTEXT: Samples = np.zeros((1, CONTEXT_SAMPLES), np.float32)
+_PIECE = 4096 * WINDOW_SAMPLES
+"""Samples of a file that are copied at once: 8 MB, whatever its length."""
 _TICK_S = 0.02
 """Windows that arrive within this time are inferred in one batch."""
 _MAX_BATCH = 256
@@ -40,10 +42,16 @@ class SileroVad:
 
         The last window is padded with zeros. Each call starts from the initial state.
         """
-        windows = np.pad(samples, (0, -len(samples) % WINDOW_SAMPLES)).reshape(-1, WINDOW_SAMPLES)
-        inputs = _with_context(_SILENT_CONTEXT, windows)[:, None]
-        probabilities, _ = self._network.infer(inputs, initial_state())
-        return probabilities[:, 0]
+        found = [np.empty(0, np.float32)]
+        context, state = _SILENT_CONTEXT, initial_state()
+        for first in range(0, len(samples), _PIECE):
+            piece = samples[first : first + _PIECE]
+            windows = np.pad(piece, (0, -len(piece) % WINDOW_SAMPLES)).reshape(-1, WINDOW_SAMPLES)
+            inputs = _with_context(context, windows)[:, None]
+            probabilities, state = self._network.infer(inputs, state)
+            context = windows[-1:, -CONTEXT_SAMPLES:]
+            found.append(probabilities[:, 0])
+        return np.concatenate(found)
 
     def speech(self, samples: Samples, options: SpeechOptions | None = None) -> list[Region]:
         """Regions of speech in seconds, disjoint, in ascending order, inside the audio."""

@@ -215,6 +215,28 @@ async def test_stereo_mode_on_mono_audio_falls_back_to_the_model_with_a_warning(
     assert any("stereo_mode" in warning for warning in result.warnings)
 
 
+@pytest.mark.parametrize(
+    ("asked", "warning"),
+    [
+        (DiarizeOptions(num_speakers=5), "2 speakers were found with num_speakers 5"),
+        (DiarizeOptions(min_speakers=3), "2 speakers were found with min_speakers 3"),
+        (DiarizeOptions(max_speakers=1), "2 speakers were found with max_speakers 1"),
+        (DiarizeOptions(num_speakers=2), None),
+        (DiarizeOptions(min_speakers=1, max_speakers=2), None),
+        (DiarizeOptions(), None),
+    ],
+)
+async def test_another_number_of_speakers_than_asked_for_is_a_warning(
+    asked: DiarizeOptions, warning: str | None
+) -> None:
+    requested = options("transcribe", "diarization", diarize=asked)
+    result = await Models().graph.process(b"x", requested)
+    assert [w for w in result.warnings if "speaker" in w] == ([warning] if warning else [])
+    *_, streamed = [item async for item in Models().graph.stream(b"x", requested)]
+    assert isinstance(streamed, Transcript)
+    assert streamed.warnings == result.warnings
+
+
 async def test_warnings_of_decoding_are_in_the_transcript() -> None:
     result = await Models().graph.process(b"x", options("transcribe"))
     assert "odd file" in result.warnings

@@ -1,12 +1,13 @@
 """Silero voice activity detection."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from faster_whisper.vad import get_vad_model
 
-from engines.vad import silero_network
+from engines.vad import silero_network, silero_vad
 from engines.vad.silero_vad import SileroVad
 from speech.audio import SAMPLE_RATE
 from speech.errors import ModelNotInstalled
@@ -52,6 +53,26 @@ def test_noise_is_no_speech(vad: SileroVad) -> None:
 def test_there_is_one_probability_for_each_begun_window(vad: SileroVad) -> None:
     for samples, windows in ((0, 0), (1, 1), (512, 1), (513, 2)):
         assert len(vad.probabilities(np.zeros(samples, np.float32))) == windows
+
+
+def test_the_memory_does_not_grow_with_the_audio(vad: SileroVad) -> None:
+    audio = np.zeros(20 * 60 * SAMPLE_RATE, np.float32)
+    tracemalloc.start()
+    try:
+        assert not (vad.probabilities(audio) > 0.5).any()
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken < audio.nbytes / 2
+
+
+def test_pieces_of_a_long_file_have_the_probabilities_of_the_whole(
+    vad: SileroVad, spoken: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio = conversation(spoken, seconds=20)
+    whole = vad.probabilities(audio)
+    monkeypatch.setattr(silero_vad, "_PIECE", 10 * WINDOW_SAMPLES)
+    np.testing.assert_allclose(vad.probabilities(audio), whole, atol=1e-5)
 
 
 def test_later_audio_does_not_change_earlier_probabilities(
