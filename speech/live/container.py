@@ -13,6 +13,7 @@ from av.error import FFmpegError
 
 from speech.audio import Samples
 from speech.errors import AudioTooLong, SpeechError, TooManyChannels, UnsupportedAudio
+from speech.live.ogg_links import OggLinks
 from speech.live.pcm import StreamResampler, mono_mix
 from speech.media.frames import GAP_S
 
@@ -33,8 +34,8 @@ class ContainerDecoder:
     FFmpeg pulls while a socket pushes, so FFmpeg runs in a thread that starts with the first byte.
     ``feed`` returns when that thread has consumed everything and asks for more: the pipe between
     them never holds more than one batch. A hole in the timestamps (over 50 ms) becomes silence, as
-    discontinuous transmission of Opus leaves them; damaged packets are skipped. Nothing is fed
-    after ``flush``.
+    discontinuous transmission of Opus leaves them; damaged packets are skipped. A recorder may
+    begin anew, also with another number of channels. Nothing is fed after ``flush``.
     """
 
     def __init__(self) -> None:
@@ -74,6 +75,7 @@ class _Pipe:
         self._data = bytearray()
         self._samples: list[Samples] = []
         self._waiting: list[asyncio.Future[None]] = []
+        self._links: OggLinks | None = None
         self._expected = 0
         self._bytes_without_audio = 0
         self._error: SpeechError | None = None
@@ -122,12 +124,31 @@ class _Pipe:
         """What is there, as soon as there is something; empty at the end. FFmpeg calls it."""
         with self._changed:
             self._wait_for_data(1)
-            data = bytes(self._data[:size])
-            del self._data[:size]
+            while (count := self._take(size)) is None:
+                self._wait_for_data(len(self._data) + 1)
+            data = bytes(self._data[:count])
+            del self._data[:count]
             self._bytes_without_audio += len(data)
             if self._bytes_without_audio > MAX_BYTES_WITHOUT_AUDIO:
                 return b""
             return data
+
+    def _take(self, size: int) -> int | None:
+        if self._links is None:
+            return min(size, len(self._data))
+        return self._links.take(self._data, size, last=self._ended)
+
+    def split_links(self) -> None:
+        """From now on reads end with the link of an Ogg chain, see :meth:`next_link`."""
+        self._links = OggLinks()
+
+    def next_link(self) -> bool:
+        """Continue with the next link of the chain; False if there is none."""
+        with self._changed:
+            if self._links is None or not self._data or self._take(1) != 0:
+                return False
+            self._links.begin()
+            return True
 
     def magic(self) -> bytes:
         """The first four bytes, which stay where they are."""
@@ -184,20 +205,17 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 def _decode(pipe: _Pipe) -> None:
-    """What the thread runs: one container from its first byte to its last."""
+    """What the thread runs: one container, or a chain, from its first byte to its last."""
     error: SpeechError | None = None
     try:
         demuxer = _DEMUXERS.get(pipe.magic())
         if demuxer is None:
             raise UnsupportedAudio("the stream is neither Ogg nor WebM")
-        with av.open(
-            pipe,
-            "r",
-            format=demuxer,
-            container_options={"protocol_whitelist": "none"},
-            metadata_errors="replace",
-        ) as container:
-            _decode_track(pipe, container, _opus_track(container))
+        if demuxer == "ogg":
+            pipe.split_links()
+        _decode_file(pipe, demuxer)
+        while pipe.next_link():
+            _decode_file(pipe, demuxer)
     except SpeechError as refusal:
         error = refusal
     except (FFmpegError, ValueError):
@@ -206,6 +224,17 @@ def _decode(pipe: _Pipe) -> None:
         error = SpeechError(f"decoding failed: {unexpected!r}")
     finally:
         pipe.finish(error)
+
+
+def _decode_file(pipe: _Pipe, demuxer: str) -> None:
+    with av.open(
+        pipe,
+        "r",
+        format=demuxer,
+        container_options={"protocol_whitelist": "none"},
+        metadata_errors="replace",
+    ) as container:
+        _decode_track(pipe, container, _opus_track(container))
 
 
 def _opus_track(container: InputContainer) -> AudioStream:

@@ -74,6 +74,27 @@ async def test_a_recorder_may_begin_anew_in_mid_stream(name: str) -> None:
     assert_is_tone(Audio(samples), 4.0, 0.02, level_error=0.06)
 
 
+@pytest.mark.parametrize("size", [1, 5, 700, 1_000_000])
+@pytest.mark.parametrize("name", CONTAINERS)
+async def test_a_recorder_may_begin_anew_with_other_channels(name: str, size: int) -> None:
+    mono = recording(name)
+    options = {"page_duration": "100000"} if name == "ogg" else {"live": "1"}
+    signal = np.stack([tone(2.0, 48_000)] * 2)
+    stereo = encode(name, "libopus", signal, 48_000, layout="stereo", options=options)
+    file = mono + stereo + mono
+    samples = await decoded(stream_decoder("opus"), pieces(file, size))
+    assert_is_tone(Audio(samples), 6.0, 0.03, level_error=0.06)
+
+
+async def test_the_links_of_a_chain_are_decoded_while_they_arrive() -> None:
+    link = recording("ogg", 2.0)
+    async with container() as stream:
+        for number in range(1, 4):
+            chunks = pieces(link, 400)
+            total = sum([len(await stream.feed(chunk)) for chunk in chunks])
+            assert total / SAMPLE_RATE == pytest.approx(2.0, abs=0.3), number
+
+
 @pytest.mark.parametrize("name", CONTAINERS)
 async def test_what_was_not_transmitted_is_silence(name: str) -> None:
     samples = await decoded(stream_decoder("opus"), [recording(name, holes_s={1.0: 3.0})])
