@@ -215,6 +215,25 @@ async def test_the_words_do_not_depend_on_the_format(
     assert len(words) > 25
 
 
+@pytest.mark.parametrize("word_timestamps", ["false", "true"])
+@pytest.mark.parametrize("format_", ["json", "simple", "text"])
+async def test_the_words_of_the_simple_server_do_not_depend_on_its_format(
+    models: Models,
+    excerpt: bytes,
+    expected: Callable[[str, Mapping[str, Any]], list[str]],
+    format_: str,
+    word_timestamps: str,
+) -> None:
+    async with client_of(app_of(Service(models))) as client:  # type: ignore[arg-type]
+        answer = await client.post(
+            "/transcribe",
+            files={"audio_file": ("a.wav", excerpt)},
+            data={"format": format_, "word_timestamps": word_timestamps},
+        )
+    text = answer.text if format_ == "text" else answer.json()["text"]
+    assert text.split() == expected("demo-whisper", {"temperature": [0.0]})
+
+
 @pytest.mark.parametrize("model", ["demo-whisper", "demo-vosk", "demo-gigaam"])
 async def test_segments_end_where_the_speaker_changes_without_words_in_the_answer(
     models: Models, excerpt: bytes, model: str
