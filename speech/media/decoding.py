@@ -80,7 +80,7 @@ def decode(
         if files.damaged:
             raise UnsupportedAudio("no part of the audio track can be decoded")
         raise EmptyAudio("the audio track has no samples")
-    audio = replace(audio, warnings=(*audio.warnings, *files.warnings(audio.duration)))
+    audio = replace(audio, warnings=(*audio.warnings, *files.warnings()))
     return audio if speedup == 1.0 else _with_tempo(audio, speedup, max_seconds, files.expired)
 
 
@@ -91,13 +91,13 @@ class _Files:
         self.expired = expired
         self.damaged = 0
         self._assembler = assembler
-        self._declared_s = 0.0
+        self._declared_s = self._decoded_s = 0.0  # of files that end early
         self._unread = 0
         self._beyond_header = False
         self._files = 0
 
     def read(self, upload: bytes) -> None:
-        """Decode every file. Raises the error of the first one, AudioTooLong, TooManyChannels,
+        """Decode every file. Raises UnsupportedAudio if none can be, AudioTooLong, TooManyChannels,
         DeadlineExceeded."""
         waiting = deque(split(upload))
         for _ in range(MAX_PARTS):
@@ -119,7 +119,7 @@ class _Files:
                 waiting.appendleft(more)
         self._unread += sum(len(part) for part in waiting)
 
-    def warnings(self, duration_s: float) -> list[str]:
+    def warnings(self) -> list[str]:
         """What the user should know of the files."""
         warnings = []
         if self.damaged:
@@ -130,10 +130,10 @@ class _Files:
             warnings.append(
                 "the header declares less audio than the file has: it was read to its end"
             )
-        if self._declared_s - duration_s > max(1.0, 0.01 * self._declared_s):
+        if self._declared_s:
             warnings.append(
                 f"the file ends early: its header declares {self._declared_s:.1f} s, "
-                f"{duration_s:.1f} s could be decoded"
+                f"{self._decoded_s:.1f} s could be decoded"
             )
         if self._unread > SMALLEST_REST:
             warnings.append(f"{self._unread} bytes of the upload could not be read")
@@ -142,6 +142,7 @@ class _Files:
     def _read_file(self, part: Part) -> Part | None:
         """Decode one file; what follows it within its part."""
         upload = Upload(part, self.expired)
+        begin_s = self._assembler.seconds
         with av.open(
             upload,
             "r",
@@ -165,7 +166,11 @@ class _Files:
             self.damaged += track.damaged
             more = following(part, track.end)
             if more is None:
-                self._declared_s += max(track.declared_seconds(), part.declared_s)
+                declared_s = max(track.declared_seconds(), part.declared_s)
+                decoded_s = self._assembler.seconds - begin_s
+                if declared_s - decoded_s > max(1.0, 0.01 * declared_s):
+                    self._declared_s += declared_s
+                    self._decoded_s += decoded_s
                 rest = part.data[max(track.end - len(part.head), 0) :]
                 if not len(rest) or not is_padding(rest):
                     self.damaged += track.failed

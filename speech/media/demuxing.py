@@ -16,7 +16,7 @@ from av.stream import Discard
 from speech.errors import DeadlineExceeded, UnsupportedAudio
 from speech.media.parts import Part, is_padding
 
-DECLARES_LENGTH = frozenset(
+_DECLARES_LENGTH = frozenset(
     {"aiff", "asf", "au", "avi", "caf", "flac", "matroska,webm", "w64", "wav"}
     | {"mov,mp4,m4a,3gp,3g2,mj2"}
 )
@@ -146,7 +146,7 @@ class Track:
 
     def declared_seconds(self) -> float:
         """The length by the header; 0 if it has none."""
-        if self.container.format.name not in DECLARES_LENGTH:
+        if self.container.format.name not in _DECLARES_LENGTH:
             return 0.0
         if self.stream.duration is not None and self.stream.time_base is not None:
             return float(self.stream.duration * self.stream.time_base)

@@ -153,6 +153,11 @@ class Assembler:
         return Audio(mono, channels, tuple(warnings))
 
     @property
+    def seconds(self) -> float:
+        """The length of what was pushed so far."""
+        return self._end_s
+
+    @property
     def _end_s(self) -> float:
         return self._run_start_s + self._run_samples / self._rate
 

@@ -8,12 +8,16 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from speech.media.containers import demuxers
 from speech.media.wav_header import WavHeader, is_chunks
 
 MAX_PARTS = 1000
 """Files in one upload that are read."""
+
+MAX_MARKS = 100_000
+"""Pages, boxes or tags that are looked at to find the files of an upload."""
 
 SMALLEST_REST = 1024
 """Bytes beyond the declared length of a WAV file that count as samples."""
@@ -48,24 +52,27 @@ class Part:
 
 def split(upload: bytes) -> list[Part]:
     """The files of an upload, in order. The first one begins with its first byte."""
+    edges = [0, *islice(_starts(upload), MAX_PARTS)]
+    view = memoryview(upload)
+    return [
+        _with_length(Part(view[start:end]))
+        for start, end in zip(edges, [*edges[1:], len(view)], strict=True)
+    ]
+
+
+def _starts(upload: bytes) -> Iterator[int]:
+    """Where the second and later files begin."""
     names = demuxers(upload)
     if "ogg" in names:
-        starts = _ogg_starts(upload)
-    elif "mov" in names:
-        starts = _movie_starts(upload)
-    else:
-        found = next((_STARTS[name] for name in names if name in _STARTS), None)
-        starts = (match.start() for match in found.finditer(upload)) if found else iter(())
-    edges = [0]
-    for start in starts:
-        if len(edges) > MAX_PARTS:
-            break
-        # The first file may begin with a tag.
-        if start and (len(edges) > 1 or not _only_tag(upload, start)):
-            edges.append(start)
-    view = memoryview(upload)
-    parts = [Part(view[a:b]) for a, b in zip(edges, [*edges[1:], len(view)], strict=True)]
-    return [_with_length(part) for part in parts]
+        return _ogg_starts(upload)
+    if "mov" in names:
+        return _movie_starts(upload)
+    pattern = next((_STARTS[name] for name in names if name in _STARTS), None)
+    if pattern is None:
+        return iter(())
+    found = (match.start() for match in pattern.finditer(upload))
+    behind_tag = upload.startswith(b"ID3")
+    return (start for number, start in enumerate(found) if start and (number or not behind_tag))
 
 
 def following(part: Part, end: int) -> Part | None:
@@ -96,7 +103,7 @@ def is_padding(rest: memoryview) -> bool:
 
 def _behind_tags(rest: memoryview) -> memoryview:
     """What follows the tags (ID3, APE) that it begins with."""
-    while True:
+    for _ in range(MAX_MARKS):
         start = bytes(rest[:32])
         if start.startswith(b"TAG"):
             size = 128
@@ -106,17 +113,14 @@ def _behind_tags(rest: memoryview) -> memoryview:
         elif start.startswith(b"APETAGEX") and len(start) == 32:
             size = 32 + int.from_bytes(start[12:16], "little")
         else:
-            return rest
+            break
         rest = rest[size:]
+    return rest
 
 
 def _with_length(part: Part) -> Part:
     header = WavHeader.of(part.data)
     return Part(part.data, declared_s=header.missing_s()) if header else part
-
-
-def _only_tag(upload: bytes, start: int) -> bool:
-    return upload[:3] == b"ID3" and not any(p.match(upload) for p in _STARTS.values())
 
 
 def _ogg_starts(upload: bytes) -> Iterator[int]:
@@ -125,7 +129,7 @@ def _ogg_starts(upload: bytes) -> Iterator[int]:
     Every stream of a link has a first page; they follow each other directly.
     """
     end = 0
-    for match in _OGG_START.finditer(upload):
+    for match in islice(_OGG_START.finditer(upload), MAX_MARKS):
         start = match.start()
         if start != end:
             yield start
@@ -137,7 +141,9 @@ def _ogg_starts(upload: bytes) -> Iterator[int]:
 def _movie_starts(upload: bytes) -> Iterator[int]:
     """The ``ftyp`` boxes of the second and later movies, of which each has a ``moov``."""
     at, has_movie = 0, False
-    while at + 8 <= len(upload):
+    for _ in range(MAX_MARKS):
+        if at + 8 > len(upload):
+            return
         size, kind = struct.unpack_from(">I4s", upload, at)
         if size == 1 and at + 16 <= len(upload):
             (size,) = struct.unpack_from(">Q", upload, at + 8)

@@ -3,6 +3,7 @@
 import io
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,6 +162,12 @@ def test_a_wav_with_fewer_samples_than_declared_is_reported() -> None:
     assert "declares 6.0 s, 3.0 s could be decoded" in warning
 
 
+def test_a_joined_file_that_ends_early_is_reported_with_its_own_length() -> None:
+    whole = wav(to_s16(tone(6.0, 16000)), 16000)
+    (warning,) = read(whole + whole[: len(whole) // 2]).warnings
+    assert "declares 6.0 s, 3.0 s could be decoded" in warning
+
+
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7FFFF000])
 def test_a_placeholder_for_the_length_is_no_cause_for_a_warning(size: int) -> None:
     audio = read(with_size(wav(to_s16(tone(3.0, 16000)), 16000), size))
@@ -237,6 +244,23 @@ def test_an_ogg_of_several_streams_is_one_file() -> None:
     other[14:18] = b"abcd"
     assert len(parts.split(first[:page_end] + bytes(other) + first[page_end:])) == 1
     assert len(parts.split(first * 3)) == 3
+
+
+def test_the_search_for_files_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def count(*arguments: object) -> object:
+        nonlocal looks
+        looks += 1
+        return struct.unpack_from(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parts, "MAX_MARKS", 10)
+    monkeypatch.setattr(parts, "struct", SimpleNamespace(unpack_from=count))
+    boxes = struct.pack(">I4s", 8, b"ftyp") + struct.pack(">I4s", 8, b"free") * 1000
+    assert len(parts.split(boxes)) == 1
+    assert looks <= 10
+    pages = (b"OggS\x00\x02" + bytes(50)) * 1000
+    assert len(parts.split(pages)) <= 10
 
 
 def test_reading_copies_no_upload_for_its_files() -> None:
