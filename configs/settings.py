@@ -29,7 +29,7 @@ METRICS_INTERVAL_S = 1.0
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRICS_INTERVAL_S),
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(METRICS_INTERVAL_S),
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.runtime.socket_limits:limit_sockets",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.runtime.proxy:set_up_proxy",
     "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "deployments.runtime.spreading:spread_replicas",
 }
 """For the environment of every node before Ray starts: Serve 2.60 reads these only from there."""

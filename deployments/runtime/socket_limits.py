@@ -15,8 +15,7 @@ def limit_sockets() -> None:
     """Make Serve's WebSocket servers of this process refuse compression and large messages.
 
     Serve 2.60 passes no WebSocket option to uvicorn and has no setting for one, so the defaults are
-    replaced where it takes them from. It calls this function, named by
-    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, in each such process before the server starts.
+    replaced where it takes them from, in each such process before the server starts.
     A middleware comes too late: uvicorn has negotiated and inflates before it.
     """
     uvicorn.Config = partial(  # type: ignore[assignment, misc]
