@@ -13,6 +13,7 @@ import pytest
 import ray
 import yaml
 from ray import serve
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
@@ -31,6 +32,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def add_node(nodes: Cluster, **options: Any) -> tuple[Node, str]:
+    """One more node; the address of its HTTP proxy, which runs while replicas run there."""
+    port = free_port()
+    ports = {"RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(port)}
+    return nodes.add_node(env_vars=ports, **options), f"http://127.0.0.1:{port}"
+
+
 @pytest.fixture(scope="session")
 def calls_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where each process of the cluster appends its calls of other machines."""
@@ -43,20 +51,26 @@ def calls_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster(calls_file: Path) -> Iterator[str]:
-    """A running cluster with Serve; the address of its HTTP proxy."""
+def nodes(calls_file: Path) -> Iterator[Cluster]:
+    """A running cluster without Serve."""
     head = {"num_cpus": 16, "num_gpus": 0, "dashboard_port": free_port()}
     nodes = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
-        nodes.add_node(num_cpus=4, num_gpus=2)
+        add_node(nodes, num_cpus=4, num_gpus=2)
     nodes.wait_for_nodes()
+    yield nodes
+    nodes.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cluster(nodes: Cluster) -> Iterator[str]:
+    """The same with Serve; the address of the HTTP proxy of the head."""
     ray.init(address=nodes.address, log_to_driver=False)
     port = free_port()
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
-    nodes.shutdown()
 
 
 def living_actors(**more: Any) -> list[Any]:
