@@ -126,6 +126,22 @@ def test_a_rate_is_counted_across_the_replicas(guarded: str, key_file: Path) -> 
     assert 12 <= passed <= 12 + refilled, "two that count alone let 24 through"
 
 
+def test_every_replica_accepts_a_client_secret(guarded: str, key_file: Path) -> None:
+    key_file.write_text(f"{KEY}\n")
+    made = httpx.post(
+        f"{guarded}/v1/realtime/client_secrets", headers={"X-API-Key": KEY}, json={}, timeout=60
+    )
+    offered: Any = ["realtime", f"openai-insecure-api-key.{made.json()['value']}"]
+
+    def greeting(_: int) -> str | bytes:
+        url = f"{guarded.replace('http', 'ws')}/v1/realtime"
+        with connect(url, subprotocols=offered, open_timeout=30) as socket:
+            return socket.recv()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all('"session.created"' in str(first) for first in pool.map(greeting, range(24)))
+
+
 def test_places_are_counted_across_the_replicas_and_come_back(guarded: str, key_file: Path) -> None:
     key_file.write_text(f"{KEY} concurrent={PLACES}\n")
     with ExitStack() as sockets:

@@ -141,6 +141,13 @@ async def test_the_classic_socket_answers_every_frame(live: str, talk: tuple[Sam
     assert all(set(r) <= {"partial", "text", "result"} for r in results)
 
 
+@pytest.mark.parametrize("path", ["/asr/ru/", "/vosk/"])
+async def test_clients_with_the_paths_of_vosk_server_pass_the_proxy(live: str, path: str) -> None:
+    async with connect(socket_url(live, path)) as socket:
+        await socket.send('{"reset" : 1}')
+        assert json.loads(await socket.recv()) == {"text": ""}
+
+
 async def test_the_v1_stream_ends_on_an_empty_frame(live: str, talk: tuple[Samples, str]) -> None:
     samples, text = talk
     received = await answers(
