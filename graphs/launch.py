@@ -213,6 +213,8 @@ async def drain_deployment(handle: DeploymentHandle[Any], bound_s: float) -> Non
         return  # it has no replica
     except (RayError, TimeoutError) as error:
         failed.append(error)
+    finally:
+        await handle.shutdown_async()  # else it reports to the controller beyond the cluster's end
     for failure in failed:
         reason = root_cause(str(failure)) or "it took too long"
         sys.stderr.write(f"{handle.deployment_name} was not drained: {reason}\n")

@@ -49,6 +49,7 @@ class Replicas:
 
     def __init__(self, *rounds: list[Exception | None] | Exception) -> None:
         self.rounds = list(rounds)
+        self.open = True
 
     def broadcast(self, method: str) -> "Replicas":
         assert method == "drain"
@@ -59,6 +60,9 @@ class Replicas:
         if isinstance(results, Exception):
             raise results
         return results
+
+    async def shutdown_async(self) -> None:
+        self.open = False
 
 
 async def test_replicas_that_start_during_a_drain_are_drained_too(
@@ -90,7 +94,9 @@ async def test_a_replica_that_is_not_drained_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(launch, "DRAIN_SLACK_S", 0.05)
-    await drain_deployment(Replicas(*rounds), 0)
+    replicas = Replicas(*rounds)
+    await drain_deployment(replicas, 0)
+    assert not replicas.open
     reported = capsys.readouterr().err
     assert reported.startswith(report)
     assert bool(reported) == bool(report)
