@@ -251,7 +251,7 @@ def test_the_files_of_default_and_preloaded_models_are_checked_where_asked(
     assert main([str(file)]) == 0
     assert main([str(file), "--offline"]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(" is not in ")[0] for line in lines] == [
+    assert [line.split(" is not on this server ")[0] for line in lines] == [
         f"{file}: applications[speech].args.{place}: model {model}"
         for place, model in (
             ("vosk", "gigaam-v3-ctc"),
