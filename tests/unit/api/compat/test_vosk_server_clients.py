@@ -183,16 +183,13 @@ async def test_no_other_path_is_a_socket_of_vosk(path: str) -> None:
                 pass
 
 
-async def test_the_whole_app_has_these_paths() -> None:
+async def test_the_whole_app_has_these_paths_and_its_root_stays_a_page() -> None:
     async with serving(FakeModels(), whole=True, vosk={"root_path": True}) as service:
         for path in ("/vosk/", "/asr/ru/", "/"):
             async with service.connect(path) as client:
                 assert await asked(client, EOF) == {"text": ""}
-
-
-async def test_the_root_path_over_http_stays_a_page(service: LiveService) -> None:
-    async with client_of(service.app) as client:
-        assert (await client.get("/")).status_code == 200
+        async with client_of(service.app) as http:
+            assert (await http.get("/")).status_code == 200
 
 
 # Languages
