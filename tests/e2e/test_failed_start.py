@@ -48,7 +48,8 @@ def test_a_missing_model_directory_is_named(launch: Launch, tmp_path: Path) -> N
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr == (
         "the graph did not come up: args.vosk: "
-        f"model demo-vosk is missing: {tmp_path}/nowhere does not exist; see docs/models.md\n"
+        "model demo-vosk is not on this server; for its operator, see docs/models.md: "
+        f"{tmp_path}/nowhere does not exist\n"
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ray import serve
 
 from configs.catalogue import Catalogue, Source
 from configs.settings import ModelSettings, SpeechArgs
@@ -227,6 +228,29 @@ def test_work_beyond_its_deadline_ends_in_504_and_beyond_the_queue_in_503(
     assert any(a.status_code == 504 for a in answers)
 
 
+def test_a_request_for_a_model_without_a_replica_gets_503_and_does_not_hang(
+    cluster: str, demo_args: dict[str, Any], process: Process, dialogue: Path
+) -> None:
+    soon = {"lifecycle": {"drain_timeout_s": 1}}  # Serve waits so long for one that never started
+    more = {"resources": {"num_gpus": 3}}  # than a node has
+    args = {
+        "offline": True,
+        "ingress": {**demo_args["ingress"], **soon},
+        "decoder": {**demo_args["decoder"], **soon},
+        "whisper": {**demo_args["whisper"], **soon, **more},
+    }
+    target = serve.RunTarget(build(SpeechArgs(**args)), name="gap", route_prefix="/gap")
+    serve.run_many([target], wait_for_applications_running=False)
+    try:
+        eventually(lambda: httpx.get(f"{cluster}/gap/health", timeout=30).status_code == 200)
+        answer = process(f"{cluster}/gap", dialogue, {})
+        assert (answer.status_code, answer.json()["code"]) == (503, "model_unavailable")
+        assert answer.json()["detail"] == "no replica of Whisper runs"
+        assert float(answer.headers["Retry-After"]) >= 1
+    finally:
+        serve.delete("gap")
+
+
 def test_a_version_whose_model_is_missing_on_the_nodes_is_not_built(
     cluster: str, demo_args: dict[str, Any]
 ) -> None:
@@ -234,7 +258,7 @@ def test_a_version_whose_model_is_missing_on_the_nodes_is_not_built(
     args["ingress"] = {**args["ingress"], "default_transcriber": "whisper-tiny"}
     with pytest.raises(InvalidArguments) as error:
         build(SpeechArgs(**args))
-    missing = "args.whisper: model whisper-tiny is not in "
+    missing = "args.whisper: model whisper-tiny is not on this server"
     assert all(reason.startswith(missing) for reason in error.value.reasons)
     assert ["(node " in reason for reason in error.value.reasons] == [False, True, True]
 

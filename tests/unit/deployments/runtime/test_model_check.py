@@ -46,5 +46,5 @@ def test_each_model_that_is_missing_is_named_with_its_deployment(tmp_path: Path)
     files = ModelFiles(Catalogue.load(), tmp_path, offline=True)
     wanted = [("vosk", "demo-vosk"), ("whisper", "whisper-tiny"), ("vosk", "gigaam-v3-ctc")]
     (whisper, vosk) = missing_models(wanted, files)
-    assert whisper.startswith("whisper: model whisper-tiny is not in ")
-    assert vosk.startswith("vosk: model gigaam-v3-ctc is not in ")
+    assert whisper.startswith("whisper: model whisper-tiny is not on this server")
+    assert vosk.startswith("vosk: model gigaam-v3-ctc is not on this server")
