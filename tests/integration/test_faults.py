@@ -127,17 +127,23 @@ def test_a_file_that_kills_the_decoder_is_refused_and_the_service_heals(
     eventually(lambda: process(demo, dialogue, {}).status_code == 200)
 
 
-def test_a_client_that_goes_away_frees_the_engine(demo: str, meeting: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "part", "fields"),
+    [
+        ("/v1/process", "audio", {"request_json": json.dumps({"settings": {}})}),
+        ("/v1/audio/transcriptions", "file", {"model": "demo-whisper", "stream": "true"}),
+    ],
+    ids=["request", "stream"],
+)
+def test_a_client_that_goes_away_frees_the_engine(
+    demo: str, meeting: Path, path: str, part: str, fields: dict[str, str]
+) -> None:
     audio = meeting.read_bytes()
 
     async def leave_while_it_works() -> None:
         async with httpx.AsyncClient(timeout=240) as client:
             request = asyncio.create_task(
-                client.post(
-                    f"{demo}/v1/process",
-                    files={"audio": ("audio", audio)},
-                    data={"request_json": json.dumps({"settings": {}})},
-                )
+                client.post(f"{demo}{path}", files={part: ("audio", audio)}, data=fields)
             )
             await asyncio.to_thread(eventually, lambda: in_use(demo, "demo-whisper") > 0)
             request.cancel()
