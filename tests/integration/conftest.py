@@ -44,20 +44,21 @@ def calls_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where each process of the cluster appends its calls of other machines."""
     file = tmp_path_factory.mktemp("calls") / "calls.txt"
     file.touch()
-    path = [str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    os.environ[sitecustomize.CALLS_FILE] = str(file)
     return file
 
 
 @pytest.fixture(scope="session")
 def nodes(calls_file: Path) -> Iterator[Cluster]:
     """A running cluster without Serve."""
-    head = {"num_cpus": 16, "num_gpus": 0, "dashboard_port": free_port()}
-    nodes = Cluster(initialize_head=True, head_node_args=head)
-    for _ in range(2):
-        add_node(nodes, num_cpus=4, num_gpus=2)
-    nodes.wait_for_nodes()
+    path = [str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH", "")]
+    with pytest.MonkeyPatch.context() as environment:  # the nodes inherit it, other tests do not
+        environment.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+        environment.setenv(sitecustomize.CALLS_FILE, str(calls_file))
+        head = {"num_cpus": 16, "num_gpus": 0, "dashboard_port": free_port()}
+        nodes = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            add_node(nodes, num_cpus=4, num_gpus=2)
+        nodes.wait_for_nodes()
     yield nodes
     nodes.shutdown()
 
