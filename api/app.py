@@ -13,6 +13,7 @@ from api.auth.key_limits import KeyLimits, LocalLimits
 from api.auth.middleware import KeyCheck, describe_keys
 from api.compat import vosk, whisper_asr, whisper_rest
 from api.cors import cors
+from api.docs import complete_forms, describe_sockets
 from api.errors import ErrorBoundary, ErrorShapes
 from api.head import HeadAsGet
 from api.limits import FORM_LIMITS, BodyLimit, Places, heavy_route
@@ -95,6 +96,7 @@ def make_app(
         title="speechgraph",
         version=version,
         description="Transcribe, diarize and read emotions in speech.",
+        openapi_tags=describe_sockets(routers),
         form_limits=FORM_LIMITS,
         middleware=_middleware(settings, server_echoes_request_id, keys, key_limits),
         exception_handlers={
@@ -105,6 +107,7 @@ def make_app(
     for router in routers:
         app.include_router(router)
     app.router.default = WrongPath(app.routes, SHAPES)
+    complete_forms(app)
     if keys is not None:
         describe_keys(app)
     return app

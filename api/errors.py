@@ -116,6 +116,8 @@ def problem_of_http(error: HTTPException) -> Problem:
     if isinstance(error.__cause__, SpeechError):
         # FastAPI wraps every error that is raised while it reads a body in a 400 of its own.
         return problem_of(error.__cause__)
+    if isinstance(error.__cause__, RequestValidationError):
+        return problem_of_form(error.__cause__)
     slug = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     code = "invalid_request" if error.status_code == 400 else slug
     return Problem(error.status_code, code, error.detail, error.headers or {})

@@ -20,9 +20,12 @@ def _code(given: Any) -> Any:
         raise PydanticCustomError("language", "{problem}", {"problem": error.message}) from None
 
 
+LANGUAGE = BeforeValidator(_code)
+"""Makes any name of a language its code."""
+
 Language = Annotated[
     str | None,
-    BeforeValidator(_code),
-    Field(description="Code or name of the language; detected if absent or auto.", examples=["ru"]),
+    LANGUAGE,
+    Field(description="Code or name of the language; detected if absent or auto."),
 ]
 """A language as a client names it; its value is the code, None to detect it."""

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.uploads import UploadRequest
 from speech.errors import AudioTooLarge, DeadlineExceeded, Overloaded, UploadTooSlow
 
 ANSWER_GRACE_S = 5.0
@@ -43,7 +44,7 @@ class Upload:
         self, receive: Receive, max_bytes: int, declared: int, min_bytes_per_s: int, stall_s: float
     ) -> None:
         self._receive = receive
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._declared = declared
         self._min_bytes_per_s = min_bytes_per_s
         self._stall_s = stall_s
@@ -96,8 +97,8 @@ class Upload:
             self._waits_since = self._wait = None
 
     def _check(self, size: int) -> None:
-        if size > self._max_bytes:
-            raise AudioTooLarge(f"The request body is larger than {self._max_bytes} bytes.")
+        if size > self.max_bytes:
+            raise AudioTooLarge(f"The request body is larger than {self.max_bytes} bytes.")
 
     def _too_slow(self) -> UploadTooSlow:
         return UploadTooSlow(
@@ -201,8 +202,10 @@ def heavy_route(places: Places, timeout_s: float) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def bounded(request: Request) -> Response:
+                upload = UploadRequest(request.scope, request.receive)
+                upload.max_bytes = request.scope[_UPLOAD].max_bytes
                 async with within_deadline(request):
-                    return await handle(request)
+                    return await handle(upload)
 
             return bounded
 

@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 from api.errors import Problem, RenderError
 from api.fields import Language
 from api.service import FAMILIES, SpeechService, resolve_models
+from api.uploads import TWICE
 from speech.errors import EmptyAudio
 from speech.pipeline import ProcessOptions, Task
 from speech.ports import TranscribeOptions
@@ -126,7 +127,7 @@ def _render_error(problem: Problem) -> Response:
     if not isinstance(detail, str):
         wrong = detail[0]
         field = ".".join(map(str, wrong["loc"][1:]))
-        if field == "file":
+        if field == "file" and wrong["type"] != TWICE:
             detail, status = NO_FILE, 400
         else:
             detail = f"{NOT_TRANSCRIBED}: {field}: {wrong['msg']}"

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from api.auth.middleware import caller_of
 from api.errors import Problem, RenderError, family_problem, render_detail, responses
+from api.fields import LANGUAGE
 from api.service import SpeechService
 from api.v1.requests import IdempotencyKey, ProcessRequest, ProcessRequestText
 from api.v1.responses import ProcessResponse, failure_of, job_answer, render
@@ -20,6 +21,7 @@ from infra.fetch import Fetcher
 from infra.guarded_http import MAX_URL_CHARS
 from speech.errors import EmptyAudio, InvalidRequest, NotEnabled, SpeechError
 from speech.jobs.desk import JobDesk
+from speech.pipeline import Task
 
 
 def _render_failure(problem: Problem) -> Response:
@@ -81,11 +83,24 @@ def router(
         audio: Annotated[
             UploadFile, File(description="Audio or video in any common container.")
         ] = absent,
+        tasks: Annotated[
+            list[Task], Form(description="What to do; transcribe if absent.", max_length=16)
+        ] = [],  # noqa: B006
+        model: Annotated[str | None, Form(description="Model that transcribes.")] = None,
+        language: Annotated[
+            str | None,
+            LANGUAGE,
+            Form(description="Code or name of the language; detected if absent or auto."),
+        ] = None,
         request_json: Annotated[
-            str,
+            str | None,
             ProcessRequestText(),
-            Form(examples=['{"settings": {"tasks": ["transcribe", "diarization"]}}']),
-        ],
+            Form(
+                description="All other options, as JSON: "
+                '`{"settings": {"tasks": ["transcribe", "diarization"]}}`. The fields beside it '
+                "replace what it has."
+            ),
+        ] = None,
         file_url: Annotated[
             str | None,
             Form(
@@ -97,7 +112,7 @@ def router(
             IdempotencyKey | None, Header(description="A job is queued once for each key.")
         ] = None,
     ) -> Response:
-        request = ProcessRequest.parse(request_json)
+        request = ProcessRequest.of_form(request_json, tasks, model=model, language=language)
         if request.async_process and jobs is None:
             raise NotEnabled("async_process: this service runs no job queue.")
         options = request.options(service)

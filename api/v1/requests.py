@@ -173,6 +173,20 @@ class ProcessRequest(_Block):
             found = str(error)[:MAX_ERROR_CHARS]
             raise InvalidRequest(f"Invalid 'request_json' payload: {found}") from None
 
+    @classmethod
+    def of_form(cls, text: str | None, tasks: list[Task], **tra: str | None) -> "ProcessRequest":
+        """Read ``request_json`` and the fields beside it, which replace what it has.
+
+        Raises InvalidRequest with what pydantic found.
+        """
+        request = cls.parse(text or '{"settings": {}}')
+        given = {name: value for name, value in tra.items() if value is not None}
+        settings = request.settings
+        changed: dict[str, Any] = {"tasks": tasks} if tasks else {}
+        if given:
+            changed["tra"] = (settings.tra or TraSettings()).model_copy(update=given)
+        return request.model_copy(update={"settings": settings.model_copy(update=changed)})
+
     def options(self, service: SpeechService) -> ProcessOptions:
         """The options of the graph, every model named by the catalogue id that ``service`` has.
 

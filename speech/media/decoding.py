@@ -207,4 +207,7 @@ def _never() -> bool:
 
 
 def _unreadable() -> UnsupportedAudio:
-    return UnsupportedAudio("the upload is not a readable audio or video file")
+    return UnsupportedAudio(
+        "the upload is not a readable audio or video file; headerless PCM and G.711 need encoding, "
+        "sample_rate and channels in the request"
+    )

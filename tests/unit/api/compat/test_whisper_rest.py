@@ -120,8 +120,8 @@ async def test_a_model_is_a_name_of_the_catalogue_or_of_the_operators(service, a
 
 @pytest.mark.parametrize(
     "request_",
-    [{"data": {"model": "small"}}, {"files": {"audio": FILE}}, {"json": {}}, {}],
-    ids=["no file", "another name", "json", "nothing"],
+    [{"data": {"model": "small"}}, {"files": {"audio": FILE}}, {}],
+    ids=["no file", "another name", "nothing"],
 )
 async def test_a_request_without_a_file_gets_the_text_of_the_original(client, request_):
     answer = await client.post("/api/transcribe", **request_)
