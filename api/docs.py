@@ -62,8 +62,13 @@ def _complete(operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> None:
         elif field not in model.get("required", ()):
             example = next(iter(described.get("examples", ())), described.get("default"))
             if example is None:
-                example = [] if described.get("type") == "array" else ""
+                # The page cannot show the field where the example of a list is a text.
+                example = [] if _is_list(described) else ""
             described["example"] = example
+
+
+def _is_list(described: Mapping[str, Any]) -> bool:
+    return any(kind.get("type") == "array" for kind in (described, *described.get("anyOf", ())))
 
 
 def _is_file(described: Mapping[str, Any]) -> bool:
