@@ -27,6 +27,9 @@ from speech.errors import InvalidRequest
 PATH = "/v1/realtime"
 MAX_BODY_BYTES = 256 * 1024
 """Of the requests for client secrets."""
+EXAMPLE = {"expires_after": {"seconds": 600}, "session": {"type": "transcription"}}
+BETA_EXAMPLE = {"input_audio_format": "pcm16"}
+"""The bodies that the pages of the API propose."""
 
 
 def _render(problem: Problem) -> Response:
@@ -140,7 +143,8 @@ def router(live: LiveStreams, aliases: Aliases) -> APIRouter:
         responses=RESPONSES,
     )
     async def client_secret(
-        request: Request, body: Annotated[ClientSecretRequest | None, Body()] = None
+        request: Request,
+        body: Annotated[ClientSecretRequest | None, Body(examples=[EXAMPLE])] = None,
     ) -> ClientSecret:
         body = body or ClientSecretRequest()
         shown = describe(body.session, beta=False)
@@ -155,7 +159,7 @@ def router(live: LiveStreams, aliases: Aliases) -> APIRouter:
     )
     async def transcription_session(
         request: Request,
-        body: Annotated[TranscriptionSessionRequest | None, Body()] = None,
+        body: Annotated[TranscriptionSessionRequest | None, Body(examples=[BETA_EXAMPLE])] = None,
     ) -> dict[str, Any]:
         body = body or TranscriptionSessionRequest()
         update = body.today()

@@ -129,6 +129,7 @@ async def test_a_body_is_not_inflated_beyond_the_bound(
         ("gzip", gzip.compress(b"RIFF" * 100)[:-9], 422),
         ("br", b"RIFF", 415),
     ],
+    ids=["no gzip", "cut", "unknown"],
 )
 async def test_a_broken_or_unknown_compression_is_named(
     client: httpx.AsyncClient, encoding: str, body: bytes, status: int
