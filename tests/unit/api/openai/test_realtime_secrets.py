@@ -366,3 +366,15 @@ async def test_a_long_body_is_not_read(service: LiveService) -> None:
     answer = await post(service, content=b" " * (MAX_BODY_BYTES + 1))
     assert answer.status_code == 413
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", [SECRETS, SESSIONS])
+async def test_the_body_that_the_documentation_page_proposes_is_accepted(
+    service: LiveService, path: str
+) -> None:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}") as client:
+        schema = (await client.get("/openapi.json")).json()
+    body = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    (proposed,) = body["examples"]
+    answer = await post(service, path, content=proposed)
+    assert answer.status_code == 200, answer.text
