@@ -27,7 +27,7 @@ key: setup
 
 # Unit tests, then e2e tests, run beside the integration tests.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 test-unit test-integration test-e2e: setup
 	$(BIN)/python -m pytest -m $(@:test-%=%)

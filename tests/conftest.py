@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from configs.settings import SERVE_ENVIRONMENT, TELEMETRY_OFF
 from tests.postgres import running_postgres
@@ -19,16 +21,26 @@ REPOSITORY = TESTS.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier, the name of its folder, and with what it shares a process.
-
-    The integration tests share one Ray cluster, the e2e tests the port of `make serve`, and the
-    unit tests of a file their fixtures.
-    """
+    """Mark each test with the tier, which is the name of its folder."""
     for item in items:
-        path = item.path.relative_to(TESTS)
-        tier = path.parts[0]
-        item.add_marker(tier)
-        item.add_marker(pytest.mark.xdist_group(str(path) if tier == "unit" else tier))
+        item.add_marker(item.path.relative_to(TESTS).parts[0])
+
+
+class TierScheduling(LoadScopeScheduling):
+    """What runs in one of the processes of ``pytest -n``: a tier, of the unit tests a file.
+
+    The integration tests share one Ray cluster, and the e2e tests the port of `make serve`.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        tier = file.split("/")[1]
+        return file if tier == "unit" else tier
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TierScheduling:
+    """Schedule by tier."""
+    return TierScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
