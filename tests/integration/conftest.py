@@ -99,7 +99,7 @@ def application(cluster: str) -> Service:
         try:
             yield f"{cluster}/{name}"
         finally:
-            serve.delete(name, _blocking=False)  # the next test need not wait for it
+            serve.delete(name)
 
     return start
 
