@@ -18,7 +18,7 @@ def check_capabilities(
         able = [m.id for m in catalogue.models if m.translation and m.family in families]
         others = f"these do: {', '.join(able)}" if able else "no model that is served here does"
         raise InvalidRequest(f"Model '{entry.id}' does not translate; {others}.")
-    if options.language and entry.languages and options.language not in entry.languages:
+    if not entry.knows(options.language):
         raise InvalidRequest(
             f"language: model '{entry.id}' does not know '{options.language}'; "
             f"it knows {', '.join(entry.languages)}."

@@ -8,8 +8,6 @@ from pydantic_core import PydanticCustomError
 from speech.errors import InvalidRequest
 from speech.languages import language_code
 
-MAX_LANGUAGE_CHARS = 32
-
 
 def _code(given: Any) -> Any:
     if not isinstance(given, str):

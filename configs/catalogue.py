@@ -91,6 +91,10 @@ class ModelEntry(BaseModel):
         """Whether the model is frame-synchronous."""
         return self.format.startswith("streaming_")
 
+    def knows(self, language: str | None) -> bool:
+        """Whether the model recognises a language; None is any."""
+        return not language or not self.languages or language in self.languages
+
     @property
     def word_timestamps(self) -> bool:
         """Whether the words have times: every recogniser gives them."""

@@ -6,7 +6,7 @@ old servers can, see :mod:`configs.legacy_environment`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -16,7 +16,7 @@ from pydantic_settings import (
 
 from configs import legacy_environment
 from configs.deployment_settings import Deployment, Strict
-from configs.signing_key import signing_key
+from configs.job_settings import JobSettings
 
 Device = Literal["auto", "cpu", "cuda"]
 Dialect = Literal["v1", "openai", "asr", "whisper"]
@@ -227,85 +227,6 @@ class VoskSocketSettings(Strict):
     )
 
 
-class JobSettings(Deployment):
-    """Files that are processed after their request was answered; see docs/jobs.md."""
-
-    directory: str = Field(
-        "data/jobs",
-        description="Directory of the jobs; a relative one as in models_dir. database and storage "
-        "take its place for what they hold.",
-    )
-    database: SecretStr | None = Field(
-        None, description="URL of PostgreSQL; null: SQLite in the directory, for one machine."
-    )
-    storage: str | None = Field(
-        None,
-        description="Where audio is kept: a directory or a URL of fsspec, such as s3://bucket; "
-        "null: in the directory.",
-    )
-    concurrency: int = Field(1, ge=1, description="Jobs that run at once in a replica.")
-    max_queued: int = Field(
-        1000, ge=1, description="Jobs that wait; one more is rejected with 503."
-    )
-    max_stored_mb: int = Field(
-        20 * 1024, ge=1, description="Audio kept for all jobs, MiB; more is rejected with 503."
-    )
-    max_age_s: float = Field(
-        24 * 3600.0, gt=0, description="Age at which a job that is not done fails, seconds."
-    )
-    attempts: int = Field(5, ge=1, description="Attempts before a job fails.")
-    backoff_s: float = Field(
-        2.0, gt=0, description="Wait after the first attempt, seconds; it doubles with each."
-    )
-    max_backoff_s: float = Field(300.0, gt=0, description="Longest such wait, seconds.")
-    lease_s: float = Field(
-        15.0,
-        gt=0,
-        description="Time without a heartbeat of a worker after which another takes its jobs, "
-        "seconds.",
-    )
-    poll_s: float = Field(
-        0.5, gt=0, description="Time between two looks of an idle worker for a job, seconds."
-    )
-    audio_ttl_s: float = Field(
-        3600.0, ge=0, description="How long audio is kept after the end of its job, seconds."
-    )
-    result_ttl_s: float = Field(
-        7 * 24 * 3600.0,
-        gt=0,
-        description="How long a job and its result can be read after its end, seconds.",
-    )
-    webhook_secret: SecretStr | None = Field(
-        None, description="Key that signs webhooks; null: webhook_url is rejected."
-    )
-    webhook_attempts: int = Field(8, ge=1, description="Attempts to deliver a webhook.")
-    webhook_timeout_s: float = Field(10.0, gt=0, description="Longest delivery, seconds.")
-    webhook_private_addresses: bool = Field(False, description="Deliver also to private addresses.")
-
-    @model_validator(mode="after")
-    def _sound(self) -> "JobSettings":
-        # The replicas measure the backlog: without one, no job would start a replica.
-        if self.scaling.min_replicas == 0:
-            raise ValueError("jobs need scaling.min_replicas of at least 1")
-        if self.audio_ttl_s > self.result_ttl_s:
-            raise ValueError("audio_ttl_s is above result_ttl_s")
-        return self
-
-    @field_validator("database")
-    @classmethod
-    def _postgres(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith("postgresql"):
-            raise ValueError("is no URL that begins with postgresql://")
-        return url
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def _decodes(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None:
-            signing_key(secret.get_secret_value())
-        return secret
-
-
 class IngressSettings(Deployment):
     """The HTTP surface."""
 
@@ -423,10 +344,14 @@ class SpeechArgs(BaseSettings):
         ours = {name: legacy[name] for name in legacy if name in settings_cls.model_fields}
         return env_settings, InitSettingsSource(settings_cls, ours), init_settings
 
+    @property
+    def live_deployment(self) -> LiveSettings | None:
+        """The settings of the deployment Live; None where the ingress recognises streams."""
+        return self.live if self.live is not None and self.live.placement == "replicas" else None
+
     def deployments(self) -> list[Deployment]:
         """The settings of every deployment to start."""
-        live = self.live if self.live is not None and self.live.placement == "replicas" else None
-        others = (self.ingress, self.decoder, live, self.jobs)
+        others = (self.ingress, self.decoder, self.live_deployment, self.jobs)
         return [d for d in (*others, *self.model_deployments().values()) if d is not None]
 
     def model_deployments(self) -> dict[str, ModelSettings]:

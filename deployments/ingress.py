@@ -14,7 +14,8 @@ from api.app import make_app
 from api.limits import Places
 from api.live.registry import LiveStreams
 from configs.catalogue import Catalogue, Family
-from configs.settings import IngressSettings, JobSettings, LiveSettings
+from configs.job_settings import JobSettings
+from configs.settings import IngressSettings, LiveSettings
 from deployments.jobs import job_desk
 from deployments.key_limits import SharedLimits
 from deployments.live.wiring import live_models, live_ports, recognition_lag_s

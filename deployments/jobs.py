@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from api.v1.jobs import result_text
 from configs.catalogue import Catalogue, Family
-from configs.settings import JobSettings
+from configs.job_settings import JobSettings
 from deployments.runtime.drain import when_draining
 from deployments.runtime.graph_service import GraphService
 from deployments.runtime.hold import follow_replicas, held

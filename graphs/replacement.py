@@ -1,7 +1,7 @@
 """`serve run` in a cluster that runs the application already.
 
 It joins any cluster that it finds and replaces what runs there, and to interrupt it stops Serve. It
-hands Serve the same request as `serve deploy`; only the driver that it starts tells them apart.
+hands Serve the same request as `serve deploy`; only the driver that it starts differs.
 """
 
 import logging
@@ -18,7 +18,16 @@ logger = logging.getLogger(f"speechgraph.{__name__}")
 SUBMITTED_WITHIN_S = 10.0
 """Longest time from the start of `serve run` to its request."""
 _MOST_JOBS = 10_000
-_REPLICA = re.compile(r"SERVE_REPLICA::(?P<application>.+)#[^#]+#[^#]+")
+_REPLICA = re.compile(r"SERVE_REPLICA::(?P<application>.+)#(?P<deployment>[^#]+)#[^#]+")
+
+
+def running_replicas() -> set[tuple[str, str]]:
+    """The names of the application and the deployment of every replica in the cluster."""
+    return {
+        (replica["application"], replica["deployment"])
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if (replica := _REPLICA.fullmatch(actor["name"]))
+    }
 
 
 def refuse_to_replace() -> None:
@@ -26,11 +35,7 @@ def refuse_to_replace() -> None:
 
     To be called where Serve builds an application.
     """
-    running = {
-        replica["application"]
-        for actor in ray.util.list_named_actors(all_namespaces=True)
-        if (replica := _REPLICA.fullmatch(actor["name"]))
-    }
+    running = {application for application, _ in running_replicas()}
     replaced = {
         name: application.last_deployed_time_s
         for name, application in serve.status().applications.items()

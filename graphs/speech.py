@@ -10,8 +10,9 @@ from ray.serve import Application, Deployment
 from ray.serve.exceptions import RayServeException
 
 from configs.catalogue import CATALOGUE_PATH, Catalogue, resolve_path
+from configs.job_settings import JobSettings
 from configs.reasons import reasons
-from configs.settings import EngineSettings, JobSettings, ModelSettings, SpeechArgs
+from configs.settings import EngineSettings, ModelSettings, SpeechArgs
 from deployments.decoder import Decoder
 from deployments.diarization import Diarization
 from deployments.emotion import Emotion
@@ -27,7 +28,7 @@ from deployments.runtime.scaling import FollowRequests
 from deployments.runtime.versions import bind
 from deployments.vosk import Vosk
 from deployments.whisper import Whisper
-from graphs.replacement import refuse_to_replace
+from graphs.replacement import refuse_to_replace, running_replicas
 from speech.errors import InvalidRequest
 from speech.languages import language_code
 
@@ -94,9 +95,8 @@ def _graph(args: SpeechArgs) -> Application:
     for family, settings in models.items():
         options = model_options(settings, settings.concurrency, drain_s, at_once)
         handles[family] = bind(deployed(MODEL_DEPLOYMENTS[family], options), settings, files)
-    if args.live is not None and args.live.placement == "replicas":
-        options = live_options(args.live, drain_s)
-        handles["live"] = bind(deployed(Live, options), args.live, files)
+    if (live := args.live_deployment) is not None:
+        handles["live"] = bind(deployed(Live, live_options(live, drain_s)), live, files)
     defaults = {family: settings.default_model for family, settings in models.items()}
     timeouts_s = {"decoder": args.decoder.timeout_s} | {
         family: settings.timeout_s for family, settings in models.items()
@@ -137,8 +137,9 @@ def _check_files(args: SpeechArgs, files: ModelFiles, surge: bool) -> None:
         family: (MODEL_DEPLOYMENTS[family], settings)
         for family, settings in args.model_deployments().items()
     }
-    if args.live is not None and args.live.placement == "replicas":
-        engines["live"] = Live, args.live
+    if (live := args.live_deployment) is not None:
+        engines["live"] = Live, live
+    running = {deployment for _, deployment in running_replicas()}
     # A single replica that is stopped before its successor has started; of others Serve keeps
     # those that run when a new one does not start.
     alone = {
@@ -146,20 +147,12 @@ def _check_files(args: SpeechArgs, files: ModelFiles, surge: bool) -> None:
         for name, (cls, settings) in engines.items()
         if settings.scaling.min_replicas <= 1
         and not (surge and surge_percent(settings))
-        and _runs(cls.__name__)
+        and cls.__name__ in running
     }
     deployments = {name: settings for name, (_, settings) in engines.items()}
     found = missing_on_nodes(deployments, files) or not_loadable(alone, files)
     if found:
         raise InvalidArguments([f"args.{problem}" for problem in found])
-
-
-def _runs(deployment: str) -> bool:
-    """Whether the cluster has a replica of a deployment of that name."""
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    return any(
-        a["name"].startswith("SERVE_REPLICA::") and f"#{deployment}#" in a["name"] for a in actors
-    )
 
 
 def _jobs_here(jobs: JobSettings | None) -> JobSettings | None:

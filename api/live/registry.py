@@ -120,9 +120,7 @@ class LiveStreams:
     def knows(self, model: str, language: str | None) -> bool:
         """Whether a model recognises a language; None is any."""
         entry = self._service.catalogue.find(model)
-        return language is None or (
-            entry is not None and (not entry.languages or language in entry.languages)
-        )
+        return language is None or (entry is not None and entry.knows(language))
 
     def _serves(self, entry: ModelEntry) -> bool:
         if entry.streaming:

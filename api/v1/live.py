@@ -28,13 +28,13 @@ class EitherStream:
     It becomes a stream of one of the two kinds with its first frame.
     """
 
+    may_start_late = False
+
     def __init__(self, live: LiveStreams, owner: str, max_of_owner: int | None) -> None:
         self._live = live
         self._owner = owner
         self._max_of_owner = max_of_owner
         self._stream: NativeStream | V1Stream = V1Stream(live)
-
-    may_start_late = False
 
     @property
     def resumable(self) -> bool:

@@ -177,12 +177,10 @@ class WhisperEngine:
     def _check_against_model(self, options: TranscribeOptions) -> None:
         tokenizer = self._model.hf_tokenizer
         language = options.language
-        known = ["en"]
-        if self._model.model.is_multilingual:
-            known = [code for code in LANGUAGES if tokenizer.token_to_id(f"<|{code}|>")]
-        if language is not None and language not in known:
+        if language is not None and not self._knows(language):
+            known = ", ".join(filter(self._knows, LANGUAGES))
             raise InvalidRequest(
-                f"language '{language}' is not known to this model, which knows {', '.join(known)}"
+                f"language '{language}' is not known to this model, which knows {known}"
             )
         size = tokenizer.get_vocab_size()
         wrong = [t for t in options.suppress_tokens or () if not -1 <= t < size]
@@ -194,6 +192,13 @@ class WhisperEngine:
             raise InvalidRequest(
                 f"max_new_tokens must be at most {self._model.max_length - taken} here"
             )
+
+    def _knows(self, language: str) -> bool:
+        if not self._model.model.is_multilingual:
+            return language == "en"
+        return language in LANGUAGES and bool(
+            self._model.hf_tokenizer.token_to_id(f"<|{language}|>")
+        )
 
 
 def _speech_within(samples: Samples, clips: list[float], vad: VadOptions) -> list[float]:

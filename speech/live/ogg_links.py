@@ -1,9 +1,7 @@
 """Where the links of an Ogg chain end, in bytes that arrive in pieces."""
 
-import re
+from speech.media.containers import OGG_FIRST_PAGE
 
-_LINK_START = re.compile(rb"OggS\x00[\x02\x06]", re.DOTALL)
-"""The first page of a stream; those of all streams of a link come before its other pages."""
 _MARKER_BYTES = 6
 _TAGS = b"OpusTags"
 """On the second page of a stream of Opus: behind it, a first page begins another link."""
@@ -44,7 +42,7 @@ class OggLinks:
 
     @staticmethod
     def _count(window: bytes, start: int, size: int, last: bool) -> int | None:
-        match = _LINK_START.search(window, start)
+        match = OGG_FIRST_PAGE.search(window, start)
         if match:
             return min(match.start(), size)
         if len(window) > size or last:

@@ -50,6 +50,9 @@ _MAGIC = {
     }.items()
 }
 
+OGG_FIRST_PAGE = re.compile(rb"OggS\x00[\x02\x06]", re.DOTALL)
+"""The beginning of the first page of a stream in Ogg."""
+
 
 def demuxers(data: bytes | memoryview) -> tuple[str, ...]:
     """FFmpeg's demuxers for a file with these first bytes; empty if it is not an allowed format."""

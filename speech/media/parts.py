@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from speech.media.containers import demuxers
+from speech.media.containers import OGG_FIRST_PAGE, demuxers
 from speech.media.wav_header import WavHeader, is_chunks
 
 MAX_PARTS = 1000
@@ -28,7 +28,6 @@ _STARTS = {
     "amr": re.compile(rb"#!AMR(?:-WB)?\n"),
     "flv": re.compile(rb"FLV\x01[\x01\x04\x05]\x00\x00\x00\x09"),
 }
-_OGG_START = re.compile(rb"OggS\x00[\x02\x06]", re.DOTALL)
 _OGG_HEADER = 27
 
 _NOT_FOLLOWING = frozenset(
@@ -129,7 +128,7 @@ def _ogg_starts(upload: bytes) -> Iterator[int]:
     Every stream of a link has a first page; they follow each other directly.
     """
     end = 0
-    for match in islice(_OGG_START.finditer(upload), MAX_MARKS):
+    for match in islice(OGG_FIRST_PAGE.finditer(upload), MAX_MARKS):
         start = match.start()
         if start != end:
             yield start

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.launched import eventually
+from tests.ports import free_port
 
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
@@ -25,8 +26,7 @@ def nginx_before(service: str, config: Path, folder: Path) -> Iterator[str]:
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
         pytest.skip("nginx is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     own = config.read_text(encoding="utf-8")
     assert "listen 8080;" in own
     assert "server 127.0.0.1:8000;" in own

@@ -1,10 +1,8 @@
 """Live sockets behind HAProxy, which `serve_config.yaml` runs with."""
 
 import asyncio
-import io
 import json
 import sys
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from websockets.exceptions import InvalidStatus
 
 from clients.stream_client import StreamClient
 from deployments.runtime.socket_limits import MAX_MESSAGE_BYTES
+from speech.media.headerless import as_wav
 from tests.bursts import answers_to_a_burst
 from tests.e2e.launched import launched
 from tests.e2e.nginx import nginx_before
@@ -68,17 +67,6 @@ def audio(demo_audio: Path) -> bytes:
     """Some seconds of speech as PCM16."""
     joined = np.concatenate([clip.samples for clip in clips(demo_audio, count=2)])
     return (joined * 32767).astype("<i2").tobytes()
-
-
-def wav(audio: bytes) -> bytes:
-    """The samples in a WAV container."""
-    container = io.BytesIO()
-    with wave.open(container, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(16_000)
-        writer.writeframes(audio)
-    return container.getvalue()
 
 
 def sockets(service: str, path: str) -> str:
@@ -141,11 +129,12 @@ async def test_streams_and_large_uploads_pass_nginx_with_the_shipped_config(
     service: str, audio: bytes, repository: Path, tmp_path: Path
 ) -> None:
     url = "/v1/audio/transcriptions"
-    large = wav(audio + bytes(20_000_000))  # nginx takes 1 MB by default
+    small = as_wav(audio, "pcm_s16le", 16_000, 1)
+    large = as_wav(audio + bytes(20_000_000), "pcm_s16le", 16_000, 1)  # nginx takes 1 MB by default
     with nginx_before(service, repository / "configs" / "nginx.conf", tmp_path) as nginx:
         assert await transcribe(nginx, audio) == await transcribe(service, audio)
         async with httpx.AsyncClient(timeout=120) as client:
-            direct = await client.post(service + url, files={"file": wav(audio)})
+            direct = await client.post(service + url, files={"file": small})
             proxied = await client.post(nginx + url, files={"file": large})
     assert proxied.json()["text"] == direct.json()["text"] != ""
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -20,16 +19,10 @@ from ray.util.state import list_actors
 from configs.settings import SpeechArgs
 from graphs.speech import build
 from tests.calls import sitecustomize
+from tests.ports import free_port
 
 Service = Callable[..., AbstractContextManager[str]]
 """Starts an application under a route prefix and gives its base URL."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def add_node(nodes: Cluster, **options: Any) -> tuple[Node, str]:

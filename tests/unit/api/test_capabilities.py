@@ -51,26 +51,27 @@ TRANSLATIONS = [(path, file, form) for path, file, form, _ in ROUTES if form]
 RUSSIAN = [(path, file, form) for path, file, _, form in ROUTES if form]
 
 
+async def refusal(service: FakeService, path: str, file: str, form: dict[str, str]) -> str:
+    """The answer to a request that is refused before anything is recognised."""
+    async with client_of(app_of(service)) as client:
+        answer = await client.post(path, files={file: FILE}, data=form)
+    assert answer.status_code in (400, 422)
+    assert service.calls == []
+    return answer.text
+
+
 @pytest.mark.parametrize(("path", "file", "form"), TRANSLATIONS)
 async def test_a_translation_by_a_model_that_cannot_is_an_error_that_names_those_that_can(
     service: FakeService, path: str, file: str, form: dict[str, str]
 ) -> None:
-    async with client_of(app_of(service)) as client:
-        answer = await client.post(path, files={file: FILE}, data=form)
-    assert answer.status_code in (400, 422)
-    assert UNABLE in answer.text
-    assert service.calls == []
+    assert UNABLE in await refusal(service, path, file, form)
 
 
 @pytest.mark.parametrize(("path", "file", "form"), RUSSIAN)
 async def test_a_language_that_the_model_does_not_know_is_an_error_that_lists_those_it_knows(
     service: FakeService, path: str, file: str, form: dict[str, str]
 ) -> None:
-    async with client_of(app_of(service)) as client:
-        answer = await client.post(path, files={file: FILE}, data=form)
-    assert answer.status_code in (400, 422)
-    assert UNKNOWN in answer.text.replace('\\"', '"')
-    assert service.calls == []
+    assert UNKNOWN in (await refusal(service, path, file, form)).replace('\\"', '"')
 
 
 async def test_a_model_that_translates_is_asked_to(service: FakeService) -> None:

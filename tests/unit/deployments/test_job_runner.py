@@ -11,7 +11,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from configs.catalogue import Catalogue
 from configs.deployment_settings import Lifecycle
-from configs.settings import JobSettings
+from configs.job_settings import JobSettings
 from deployments import jobs as deployment
 from deployments.jobs import LAST_WRITES_S, JobRunner, job_desk
 from speech.jobs.job_worker import Progress
