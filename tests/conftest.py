@@ -9,7 +9,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from configs.settings import SERVE_ENVIRONMENT, TELEMETRY_OFF
-from tests.postgres import running_postgres
+from tests.postgres import NewDatabase, running_postgres
 
 # Ray reads these when it is first imported.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -65,7 +65,13 @@ def demo_audio(repository: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The URL of a database that nobody else uses."""
-    with running_postgres() as url:
-        yield url
+def postgres_server() -> Iterator[NewDatabase]:
+    """Makes empty databases."""
+    with running_postgres() as new_database:
+        yield new_database
+
+
+@pytest.fixture
+def postgres(postgres_server: NewDatabase) -> str:
+    """The URL of an empty database that nobody else uses."""
+    return postgres_server()

@@ -4,11 +4,16 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
+
+NewDatabase = Callable[[], str]
+"""Makes an empty database and returns its URL."""
 
 PACKAGED = Path("/usr/lib/postgresql")
 
@@ -24,8 +29,8 @@ def _programs() -> Path:
 
 
 @contextmanager
-def running_postgres() -> Iterator[str]:
-    """The URL of a database on a new server. Skips where PostgreSQL is not installed."""
+def running_postgres() -> Iterator[NewDatabase]:
+    """A new server. Skips where PostgreSQL is not installed."""
     programs = _programs()
     home = Path(tempfile.mkdtemp(prefix="pg"))
     # The server refuses to run as root.
@@ -38,12 +43,21 @@ def running_postgres() -> Iterator[str]:
         command = [str(programs / program), "-D", str(home / "data"), *arguments]
         subprocess.run(command, check=True, cwd=home, stdout=subprocess.DEVNULL, **become)
 
+    def url(database: str) -> str:
+        return f"postgresql://postgres@/{database}?host={home}"
+
+    def new_database() -> str:
+        name = f"test_{uuid.uuid4().hex}"
+        with psycopg.connect(url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return url(name)
+
     try:
         run("initdb", "-A", "trust", "-U", "postgres", "--no-sync")
         options = f"-k {home} -c listen_addresses= -c max_connections=200"
         run("pg_ctl", "start", "-w", "-l", str(home / "log"), "-o", options)
         try:
-            yield f"postgresql://postgres@/postgres?host={home}"
+            yield new_database
         finally:
             run("pg_ctl", "stop", "-m", "immediate")
     finally:

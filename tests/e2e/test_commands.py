@@ -94,10 +94,9 @@ def test_prometheus_gets_the_seconds_of_every_stage(
         timeout=120,
     )
     assert answer.status_code == 200
-    discovery = Path("/tmp/ray/session_latest/prom_metrics_service_discovery.json")
 
     def stages() -> set[str]:
-        targets = json.loads(discovery.read_text(encoding="utf-8"))[0]["targets"]
+        targets = httpx.get(f"{serving['dashboard']}/api/prometheus/sd").json()[0]["targets"]
         pages = [httpx.get(f"http://{target}/metrics").text for target in targets]
         counted = re.compile(r'^ray_speechgraph_stage_seconds_count\{.*stage="(\w+)"', re.MULTILINE)
         return {stage for page in pages for stage in counted.findall(page)}

@@ -39,10 +39,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'jobs' / 'jobs.sqlite3'}"
     found: str = request.getfixturevalue("postgres")
-    engine = sa.create_engine(found)
-    with engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE IF EXISTS speechgraph_jobs"))
-    engine.dispose()
     return found
 
 
