@@ -7,13 +7,32 @@ KEYS ?= data/keys.txt
 
 .PHONY: setup demo serve key test test-unit test-integration test-e2e test-clients lint hooks docs bench validate models models-pull lock clean
 
-setup: .venv/.installed
+# GPU=1 installs what Whisper and emotions need on a GPU, TORCH=cpu torch's build without CUDA.
+GPU ?= 0
+TORCH ?= default
+VARIANT := $(GPU)-$(TORCH)
+ifeq ($(filter 0-default 1-default 0-cpu,$(VARIANT)),)
+$(error GPU is 0 or 1, TORCH is default or cpu; GPU=1 needs the CUDA build of torch)
+endif
+LOCK := requirements$(if $(filter 1,$(GPU)),-gpu).lock
+UV := VIRTUAL_ENV=.venv $(BIN)/uv
 
-.venv/.installed: requirements.lock pyproject.toml
+setup: .venv/.installed-$(VARIANT)
+
+.venv/.installed-$(VARIANT): $(LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "uv>=0.8,<1"
-	VIRTUAL_ENV=.venv $(BIN)/uv pip sync --quiet --compile-bytecode requirements.lock
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps --editable .
+	rm -f .venv/.installed*
+ifeq ($(TORCH),cpu)
+	# The hashes of the lock are of the CUDA build: torch and torchaudio come without.
+	sed -E '/^(torch|torchaudio|triton)==|^(nvidia|cuda)-/,/^    # via/d' $(LOCK) > .venv/others.lock
+	$(UV) pip sync --quiet --compile-bytecode .venv/others.lock
+	sed -nE 's/^((torch|torchaudio)==[^ ]+).*/\1/p' $(LOCK) > .venv/torch.txt
+	$(UV) pip install --quiet --compile-bytecode --no-deps --torch-backend=cpu -r .venv/torch.txt
+else
+	$(UV) pip sync --quiet --compile-bytecode $(LOCK)
+endif
+	$(UV) pip install --quiet --no-deps --editable .
 	touch $@
 
 demo: setup
@@ -61,8 +80,12 @@ models-pull: setup
 	$(BIN)/python -m engines.model_files $(MODEL)
 
 lock:
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --extra dev pyproject.toml -o requirements.lock
+	$(COMPILE) --extra dev pyproject.toml -o requirements.lock
+	$(COMPILE) --extra dev --extra gpu --overrides requirements-gpu.overrides \
+		--constraint requirements.lock --no-annotate pyproject.toml -o requirements-gpu.lock
+
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header
 
 clean:
 	rm -rf .venv
