@@ -1,8 +1,10 @@
 """Speaker diarization as a deployment: pyannote.audio, or sherpa-onnx without torch."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deployments.runtime.host import EngineHost
+from engines import device
 from speech.audio import Audio
 from speech.ports import DiarizeOptions
 from speech.transcript import Diarization as Speakers
@@ -19,22 +21,28 @@ class Diarization(EngineHost["DiarizationEngine"]):
 
     task_type = "diarization"
 
-    def load(self, model: str) -> "DiarizationEngine":
+    def load(self, model: str) -> "device.Loaded[DiarizationEngine]":
         """See :meth:`EngineHost.load`; with ON_CPU behind the id, on the CPU."""
         # Imported here: the graph is built also where this engine's library is not installed.
-        from engines.diarization.backends import load_engine
+        from engines.diarization.backends import backend, load_engine
 
         entry = self._files.entry(model.removesuffix(ON_CPU))
+        path = self._files.locate(entry)
         hw = self._hardware
-        device = "cpu" if model.endswith(ON_CPU) else hw.device
-        return load_engine(entry, self._files.locate(entry), device=device, threads=hw.threads)
+        target = replace(hw.target, asked="cpu") if model.endswith(ON_CPU) else hw.target
+        return device.load(
+            model,
+            target,
+            backend(entry),
+            lambda on: load_engine(entry, path, device=on, threads=hw.threads),
+        )
 
     async def diarize(self, audio: Audio, options: DiarizeOptions, job: str | None) -> Speakers:
         """Turns by voice, or in ``stereo_mode`` the turns of each channel."""
         if options.stereo_mode:
             return await self._run_without_model(lambda: self._by_channel(audio), job)
-        on_gpu = self._hardware.device == "cuda"
-        model = str(options.model) + (ON_CPU if on_gpu and not options.use_gpu else "")
+        may_use_gpu = self._hardware.target.tries_gpu
+        model = str(options.model) + (ON_CPU if may_use_gpu and not options.use_gpu else "")
         return await self._run(
             model,
             # No checkpoint: a batch call that yields here would keep the engine's lock from all.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deployments.runtime.host import EngineHost
+from engines import device
 from speech.audio import Audio
 from speech.transcript import Scores, Span
 
@@ -16,13 +17,19 @@ class Emotion(EngineHost["EmotionEngine"]):
 
     task_type = "emotion"
 
-    def load(self, model: str) -> "EmotionEngine":
+    def load(self, model: str) -> "device.Loaded[EmotionEngine]":
         """See :meth:`EngineHost.load`."""
         # Imported here: the graph is built also where this engine's library is not installed.
         from engines.emotion import EmotionEngine
 
         path = self._files.locate(self._files.entry(model))
-        return EmotionEngine(path, device=self._hardware.device, threads=self._hardware.threads)
+        hw = self._hardware
+        return device.load(
+            model,
+            hw.target,
+            "onnxruntime",
+            lambda on: EmotionEngine(path, device=on, threads=hw.threads),
+        )
 
     async def classify(
         self, audio: Audio, spans: Sequence[Span], model: str, job: str | None

@@ -18,7 +18,7 @@ from configs.job_settings import JobSettings
 from configs.settings import IngressSettings, LiveSettings
 from deployments.jobs import job_desk
 from deployments.key_limits import SharedLimits
-from deployments.live.wiring import live_models, live_ports, recognition_lag_s
+from deployments.live.wiring import live_models, live_ports, local_models, recognition_lag_s
 from deployments.runtime.drain import when_draining
 from deployments.runtime.flow_control import FlowControl
 from deployments.runtime.freed_memory import return_freed_memory
@@ -51,10 +51,17 @@ class Ingress:
         limit_sockets()  # behind HAProxy sockets end here, also where Serve's callback is not set
         self._settings = settings
         self._job_desk = None if jobs is None else job_desk(jobs)
+        self._local = local_models(live, settings, files)
         self._service = GraphService(
-            catalogue, handles, defaults, timeouts_s, settings.default_transcriber, files
+            catalogue,
+            handles,
+            defaults,
+            timeouts_s,
+            settings.default_transcriber,
+            files,
+            local_stats=self._local.stats if self._local else list,
         )
-        self._ports = live_ports(live, settings, files, catalogue, handles, timeouts_s)
+        self._ports = live_ports(live, settings, files, catalogue, handles, timeouts_s, self._local)
         self._streams = LiveStreams(
             self._service,
             self._ports,

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from deployments.runtime.host import RecogniserHost
+from engines import device
 
 if TYPE_CHECKING:
     from engines.whisper.engine import WhisperEngine
@@ -11,13 +12,18 @@ if TYPE_CHECKING:
 class Whisper(RecogniserHost):
     """Recognises speech with the Whisper models of the catalogue."""
 
-    def load(self, model: str) -> "WhisperEngine":
+    def load(self, model: str) -> "device.Loaded[WhisperEngine]":
         """See :meth:`EngineHost.load`."""
         # Imported here: the graph is built also where this engine's library is not installed.
         from engines.whisper.engine import WhisperEngine
 
         path = self._files.locate(self._files.entry(model))
         hw = self._hardware
-        return WhisperEngine(
-            path, device=hw.device, compute_type=hw.compute_type, threads=hw.threads
+        return device.load(
+            model,
+            hw.target,
+            "ctranslate2",
+            lambda on: WhisperEngine(
+                path, device=on, compute_type=hw.compute_type, threads=hw.threads
+            ),
         )

@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,7 +43,8 @@ class ModelCache(Generic[T]):
     outside the lock and once per key for all concurrent callers, so that a slow load does not
     delay users of other, loaded models. ``wait_s`` bounds the wait for room and for the load of
     another thread. ``idle_ttl_s``: seconds until :meth:`evict_idle` evicts an unused model,
-    −1 never, 0 as soon as its last user is done.
+    −1 never, 0 as soon as its last user is done. ``describe`` gives more fields of a model for
+    :meth:`stats`.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class ModelCache(Generic[T]):
         idle_ttl_s: float,
         *,
         task_type: str = "",
+        describe: Callable[[T], Mapping[str, Any]] = lambda model: {},
         wait_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._load = load
         self._task_type = task_type
+        self._describe = describe
         self._wait_s = wait_s
         self._clock = clock
         self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()  # least recently used first
@@ -207,6 +210,7 @@ class ModelCache(Generic[T]):
                     "model_name": key,
                     "task_type": self._task_type,
                     "wrapper_class": type(entry.model.result()).__name__,
+                    **self._describe(entry.model.result()),
                     "loaded_at": entry.loaded_at,
                     "last_used": entry.last_used,
                     "idle_seconds": 0.0 if entry.users else now - entry.idle_since,

@@ -18,7 +18,6 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from engines.cancellation import CancelCheck, raise_if_cancelled
-from engines.device import resolve
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, ModelUnavailable
 
@@ -96,8 +95,8 @@ class EmotionEngine:
     def __init__(self, path: Path, *, device: str, threads: int) -> None:
         """Load ``model.onnx`` (``features``, ``feature_lengths`` → ``probs``) from a directory.
 
-        ``device`` is "cpu" or "cuda"; ``threads`` is per inference. Raises
-        ModelUnavailable.
+        ``device`` is "cpu" or "cuda"; ``threads`` is per inference. Raises ModelUnavailable, also
+        where onnxruntime would take the CPU for a GPU that does not work.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -105,17 +104,31 @@ class EmotionEngine:
         # Idle threads must not spin: other replicas share the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = ["CPUExecutionProvider"]
-        if device == "cuda" and resolve("cuda", None, _runs_on_cuda) == "cuda":
+        if device == "cuda":
             providers.insert(0, "CUDAExecutionProvider")
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path / "model.onnx"), options, providers=providers
+                str(path / "model.onnx"), options, providers=providers, enable_fallback=0
             )
             self.labels = _labels(path)
         except Exception as error:
             raise ModelUnavailable(
                 "the emotion model does not load", detail=f"{path}: {error}"
             ) from error
+        if providers[0] not in self._session.get_providers():
+            raise ModelUnavailable(
+                "the emotion model does not load on the GPU",
+                detail=f"onnxruntime has no {providers[0]}; it wrote the reason to stderr",
+            )
+
+    @property
+    def compute_type(self) -> str:
+        """The number format of its inputs; of the weights it depends on the file."""
+        return "float32"
+
+    def warm_up(self) -> None:
+        """Classify a second of silence. Raises EngineFailed."""
+        self.classify([np.zeros(SAMPLE_RATE, np.float32)])
 
     def classify(
         self, clips: Sequence[Samples], cancelled: CancelCheck = lambda: False
@@ -149,10 +162,6 @@ class EmotionEngine:
         if not np.isfinite(probabilities).all():
             raise EngineFailed("the emotion model returned probabilities that are not finite")
         return np.asarray(probabilities, dtype=np.float32)
-
-
-def _runs_on_cuda() -> bool:
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 def _labels(path: Path) -> tuple[str, ...]:

@@ -15,7 +15,12 @@ from deployments.live.lane_protocol import LaneAddress
 from deployments.live.lane_server import LaneServer
 from deployments.runtime.broadcast import answers
 from deployments.runtime.hold import Holdable
-from deployments.runtime.model_access import ModelFiles, hardware, streaming_engine
+from deployments.runtime.model_access import (
+    ModelFiles,
+    hardware,
+    streaming_engine,
+    streaming_models,
+)
 from deployments.runtime.options import model_options
 from deployments.runtime.scaling import FollowStreams
 
@@ -33,10 +38,11 @@ class Live(Holdable):
         # Imported here: the graph is built also where this engine's library is not installed.
         from engines.vosk.local_recognizer import LocalRecognizer
 
-        load = partial(streaming_engine, files, hardware(settings))
-        loaded = {model: load(model) for model in settings.preloaded}
+        self._models = streaming_models(files, hardware(settings))
+        for model in settings.preloaded:
+            streaming_engine(self._models, model)
         self._recognizer = LocalRecognizer(
-            lambda model: loaded.get(model) or load(model),
+            partial(streaming_engine, self._models),
             tick_s=settings.tick_s,
             max_streams=settings.max_streams,
         )
@@ -53,6 +59,10 @@ class Live(Holdable):
             capacity=self._settings.max_streams,
         )
         return asdict(address)
+
+    def cache_stats(self) -> list[dict[str, Any]]:
+        """One entry per loaded model; its use is that of its load, not of its streams."""
+        return self._models.stats()
 
     async def check_health(self) -> None:
         """Called by Serve before the replica is ready, which is when it starts to listen."""

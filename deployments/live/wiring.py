@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,20 @@ from deployments.live.lane_client import LaneRecognizer
 from deployments.live.recogniser import lane_directory
 from deployments.runtime.handle_ports import ServedEmotions, ServedTranscriber
 from deployments.runtime.metrics import observe_lag
-from deployments.runtime.model_access import ModelFiles, hardware, streaming_engine
+from deployments.runtime.model_access import (
+    ModelFiles,
+    hardware,
+    streaming_engine,
+    streaming_models,
+)
 from speech.audio import Samples
 from speech.errors import ModelNotInstalled, ModelUnavailable, SpeechError
 from speech.live.endpointing import LONGEST_UTTERANCE_S, EndpointOptions
 from speech.live.session_options import LivePorts
 from speech.ports import SpeakerEmbedder, StreamingRecognizer, VoiceActivity
+
+if TYPE_CHECKING:
+    from deployments.runtime.model_access import StreamingModels
 
 
 def live_models(
@@ -43,13 +51,14 @@ def live_ports(
     catalogue: Catalogue,
     handles: Mapping[str, DeploymentHandle[Any]],
     timeouts_s: Mapping[str, float],
+    local: "StreamingModels | None",
 ) -> LivePorts:
-    """The ports of one ingress replica; engines load when the first stream needs them."""
+    """The ports of one ingress replica; ``local`` are the streaming models that run in it."""
     emotion = handles.get("emotion")
     speaker = ingress.sessions.speaker_model
     return LivePorts(
         voice_activity=_Detectors().open,
-        streaming=_streaming(live, ingress, files, handles),
+        streaming=_streaming(live, handles, local),
         transcriber=ServedTranscriber(catalogue, handles, timeouts_s),
         emotions=ServedEmotions(emotion, timeouts_s["emotion"]) if emotion else None,
         embedder=LazyEmbedder(partial(_speaker_engine, files, speaker)) if speaker else None,
@@ -57,15 +66,31 @@ def live_ports(
     )
 
 
+def local_models(
+    live: LiveSettings | None, ingress: IngressSettings, files: ModelFiles
+) -> "StreamingModels | None":
+    """The streaming models of an ingress replica, on its resources; None where it runs none.
+
+    They load when the first stream needs them: on a GPU that takes long, so there they load now.
+    """
+    if live is None or live.placement == "replicas":
+        return None
+    found = hardware(live.model_copy(update={"resources": ingress.resources}))
+    models = streaming_models(files, found)
+    if found.target.tries_gpu:
+        for model in live.preloaded:
+            streaming_engine(models, model)
+    return models
+
+
 def _streaming(
     live: LiveSettings | None,
-    ingress: IngressSettings,
-    files: ModelFiles,
     handles: Mapping[str, DeploymentHandle[Any]],
+    local: "StreamingModels | None",
 ) -> StreamingRecognizer | None:
     if live is None:
         return None
-    if live.placement == "replicas":
+    if local is None:
         return LaneRecognizer(
             lane_directory(handles["live"]),
             tick_s=live.tick_s,
@@ -74,9 +99,7 @@ def _streaming(
         )
     from engines.vosk.local_recognizer import LocalRecognizer
 
-    # The engine runs in the ingress replica, on its resources.
-    found = hardware(live.model_copy(update={"resources": ingress.resources}))
-    load = partial(streaming_engine, files, found)
+    load = partial(streaming_engine, local)
     return LocalRecognizer(load, tick_s=live.tick_s, max_streams=live.max_streams)
 
 
@@ -164,4 +187,6 @@ class LazyEmbedder:
 def _speaker_engine(files: ModelFiles, model: str) -> SpeakerEmbedder:
     from engines.diarization.speaker_embedding import SpeakerEngine
 
-    return SpeakerEngine(files.locate(files.entry(model)), device="cpu")
+    engine = SpeakerEngine(files.locate(files.entry(model)), device="cpu")
+    engine.warm_up()
+    return engine

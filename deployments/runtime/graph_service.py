@@ -42,6 +42,7 @@ class GraphService:
 
     ``defaults`` has the default model of each family that runs here, ``timeouts_s`` the longest
     call of each deployment. ``files`` are those of this machine; None: no model has any.
+    ``local_stats`` are the models that run in this process.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class GraphService:
         timeouts_s: Mapping[str, float],
         default_transcriber: str,
         files: ModelFiles | None = None,
+        local_stats: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         self._catalogue = catalogue
         self._handles = handles
@@ -60,6 +62,7 @@ class GraphService:
         self._states: tuple[float, Mapping[str, DeploymentState]] = (float("-inf"), {})
         self._timeouts_s = timeouts_s
         self._files = files
+        self._local_stats = local_stats
         self._graph = self._graph_for(None)
 
     def _graph_for(
@@ -140,11 +143,13 @@ class GraphService:
         return {m.id for m in self._catalogue.models if files is not None and files.has(m)}
 
     async def cache_stats(self) -> list[dict[str, Any]]:
-        """The loaded models of all families whose replicas answer within STATS_TIMEOUT_S."""
-        found = await asyncio.gather(*(self._ask_all(f, "cache_stats") for f in self._defaults))
-        return [entry for replicas in found for entries in replicas for entry in entries]
+        """The loaded models of all replicas that answer within STATS_TIMEOUT_S."""
+        asked = [*self._defaults, *(["live"] if "live" in self._handles else [])]
+        found = await asyncio.gather(*(self._ask_all(name, "cache_stats") for name in asked))
+        rows = [entry for replicas in found for entries in replicas for entry in entries]
+        return rows + self._local_stats()
 
-    async def _ask_all(self, family: Family, method: str) -> list[Any]:
+    async def _ask_all(self, family: str, method: str) -> list[Any]:
         """The answer of every replica that answers."""
         try:
             return await answers(

@@ -19,13 +19,14 @@ from deployments.runtime.hold import Holdable
 from deployments.runtime.model_access import ModelFiles, hardware
 from deployments.runtime.worker import Call, Worker
 from engines.cache import ModelCache
+from engines.device import Loaded, WarmEngine, loaded_row
 from speech.audio import Audio, Samples
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition, Segment
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
-Engine = TypeVar("Engine")
+Engine = TypeVar("Engine", bound=WarmEngine)
 Result = TypeVar("Result")
 
 
@@ -44,7 +45,11 @@ class EngineHost(Holdable, ABC, Generic[Engine]):
         self._hardware = hardware(settings)
         self._worker = Worker(settings.concurrency)
         self._cache = ModelCache(
-            self.load, settings.max_models, settings.idle_ttl_s, task_type=self.task_type
+            self.load,
+            settings.max_models,
+            settings.idle_ttl_s,
+            task_type=self.task_type,
+            describe=loaded_row,
         )
         self._announce = serve.multiplexed(
             _identity, max_num_models_per_replica=settings.max_models
@@ -57,11 +62,11 @@ class EngineHost(Holdable, ABC, Generic[Engine]):
         )
         for model in settings.preloaded:
             with self._cache.use(model):
-                logger.info("model %s is loaded", model)
+                pass
 
     @abstractmethod
-    def load(self, model: str) -> Engine:
-        """The engine of a model id. Raises ModelNotFound, ModelUnavailable."""
+    def load(self, model: str) -> Loaded[Engine]:
+        """The engine of a model id, warmed up. Raises ModelNotFound, ModelUnavailable."""
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take new bounds of the cache; what is absent goes back to the arguments.
@@ -121,11 +126,11 @@ class EngineHost(Holdable, ABC, Generic[Engine]):
     ) -> Result:
         with ExitStack() as stack:
             with call.without_demand():  # batch calls that yield may have all places of the cache
-                engine = stack.enter_context(self._cache.use(model))
+                loaded = stack.enter_context(self._cache.use(model))
             stack.enter_context(call.slot())
             started = time.perf_counter()
             try:
-                return work(engine, call)
+                return work(loaded.engine, call)
             finally:
                 self._run_seconds.observe(time.perf_counter() - started, tags={"model": model})
 
@@ -134,7 +139,7 @@ async def _identity(model: str) -> str:
     return model
 
 
-class RecognitionEngine(Protocol):
+class RecognitionEngine(WarmEngine, Protocol):
     """An engine that recognises a whole file."""
 
     def transcribe(

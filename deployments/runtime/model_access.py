@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,13 @@ from configs.catalogue import Catalogue, ModelEntry
 from configs.settings import EngineSettings
 from deployments.runtime.options import threads
 from engines import device, model_files
+from engines.cache import NEVER, ModelCache
 from speech.errors import ModelNotFound
 
 if TYPE_CHECKING:
     from engines.vosk.streaming import StreamingEngine
+
+    StreamingModels = ModelCache[device.Loaded[StreamingEngine]]
 
 
 @dataclass(frozen=True)
@@ -45,33 +49,53 @@ class ModelFiles:
 class Hardware:
     """What an engine of this replica may use."""
 
-    device: str
+    target: device.Target
     compute_type: str
     threads: int
 
 
 def hardware(settings: EngineSettings) -> Hardware:
-    """The device that Ray gave this replica, and the threads pinned to its CPUs.
+    """What the settings ask for and Ray gave this replica, and the threads pinned to its CPUs.
 
     To be called before an engine's library loads: Ray leaves CUDA_VISIBLE_DEVICES unset for a
     replica without a share of a GPU, which would let it see all of them.
     """
     if settings.resources.num_gpus == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    resolved = device.resolve(settings.device, ray.get_gpu_ids())
-    return Hardware(resolved, settings.compute_type, threads(settings))
+    target = device.Target(settings.device, assigned=bool(ray.get_gpu_ids()))
+    return Hardware(target, settings.compute_type, threads(settings))
 
 
-def streaming_engine(files: ModelFiles, found: Hardware, model: str) -> "StreamingEngine":
-    """A loaded frame-synchronous model; raises ModelNotFound, ModelUnavailable."""
+def streaming_models(files: ModelFiles, found: Hardware) -> "StreamingModels":
+    """The frame-synchronous models of this process; they load on first use, and stay."""
+    return ModelCache(
+        partial(_load_streaming, files, found),
+        max_models=len(files.catalogue.models),
+        idle_ttl_s=NEVER,
+        task_type="live",
+        describe=device.loaded_row,
+    )
+
+
+def streaming_engine(models: "StreamingModels", model: str) -> "StreamingEngine":
+    """A loaded model; raises ModelNotFound, ModelUnavailable."""
+    with models.use(model) as loaded:
+        return loaded.engine
+
+
+def _load_streaming(
+    files: ModelFiles, found: Hardware, model: str
+) -> "device.Loaded[StreamingEngine]":
     # Imported here: the graph is built also where this engine's library is not installed.
     from engines.vosk.streaming import StreamingEngine
 
     entry = files.entry(model)
-    return StreamingEngine(
-        entry,
-        files.locate(entry),
-        device=found.device,
-        compute_type=found.compute_type,
-        threads=found.threads,
+    path = files.locate(entry)
+    return device.load(
+        model,
+        found.target,
+        "sherpa_onnx",
+        lambda on: StreamingEngine(
+            entry, path, device=on, compute_type=found.compute_type, threads=found.threads
+        ),
     )

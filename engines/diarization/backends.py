@@ -5,14 +5,16 @@ from typing import Protocol
 
 from configs.catalogue import ModelEntry
 from engines.cancellation import CancelCheck
+from engines.device import WarmEngine
 from engines.diarization.pyannote_diarization import PyannoteEngine
 from engines.diarization.sherpa_diarization import SherpaDiarizationEngine
+from engines.gpu_libraries import Backend
 from speech.audio import Samples
 from speech.ports import DiarizeOptions
 from speech.transcript import Diarization
 
 
-class DiarizationEngine(Protocol):
+class DiarizationEngine(WarmEngine, Protocol):
     """A loaded backend; calls from several threads run one after the other."""
 
     def diarize(
@@ -25,6 +27,11 @@ class DiarizationEngine(Protocol):
         Cancelled, EngineFailed.
         """
         ...
+
+
+def backend(entry: ModelEntry) -> Backend:
+    """The library that runs a catalogue entry."""
+    return "torch" if entry.format == "pyannote" else "sherpa_onnx"
 
 
 def load_engine(entry: ModelEntry, path: Path, *, device: str, threads: int) -> DiarizationEngine:

@@ -10,8 +10,9 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engines.cancellation import CancelCheck, hold_lock, raise_if_cancelled
-from engines.device import resolve
 from engines.diarization.diarize_options import check_speaker_counts
 from engines.diarization.speaker_turns import label_by_appearance, turns_within
 from speech.audio import SAMPLE_RATE, Samples
@@ -47,13 +48,22 @@ class PyannoteEngine:
             raise ModelUnavailable(
                 "the pyannote pipeline does not load", detail=f"{path}: {error}"
             ) from error
-        if device == "cuda" and resolve("cuda", None, torch.cuda.is_available) == "cuda":
+        if device == "cuda":
             pipeline.to(torch.device("cuda"))
             # The caching allocator of torch would keep the memory of an unloaded model.
             weakref.finalize(self, torch.cuda.empty_cache)
         self._pipeline = pipeline
         self._from_numpy = torch.from_numpy
         self._lock = threading.Lock()
+        self.compute_type = "float32"
+
+    def warm_up(self) -> None:
+        """Segment and embed a second of noise."""
+        noise = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
+        waveform = self._from_numpy(noise)[None]
+        # Not as a whole: it would embed nothing, as noise has no speaker.
+        self._pipeline._segmentation({"waveform": waveform, "sample_rate": SAMPLE_RATE})
+        self._pipeline._embedding(waveform[None])
 
     def diarize(
         self, samples: Samples, options: DiarizeOptions, cancelled: CancelCheck = lambda: False

@@ -52,6 +52,12 @@ class SherpaDiarizationEngine:
         self._arguments = (path, device, threads, threshold)
         self._lock = threading.Lock()
         self._worker = _Worker(*self._arguments)
+        self.compute_type = "float32"
+
+    def warm_up(self) -> None:
+        """Process a second of noise. Raises EngineFailed."""
+        noise = np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).astype(np.float32)
+        self._turns(noise, 1, lambda: False)
 
     def diarize(
         self, samples: Samples, options: DiarizeOptions, cancelled: CancelCheck = lambda: False

@@ -55,6 +55,10 @@ class SpeakerEngine:
             self._compute, max_batch=1
         )
 
+    def warm_up(self) -> None:
+        """Embed a second of noise."""
+        self._vector(np.random.default_rng(0).normal(0, 0.1, SAMPLE_RATE).astype(np.float32))
+
     async def embed(self, samples: Samples) -> NDArray[np.float32]:
         """The embedding, float32 [dimensions] of norm 1, of mono samples at 16 kHz.
 

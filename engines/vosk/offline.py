@@ -77,6 +77,17 @@ class VoskEngine:
         )
         self._vad = SileroVad()
 
+    @property
+    def compute_type(self) -> str:
+        """int8 for the quantised files, else float32."""
+        return self._recognizer.compute_type
+
+    def warm_up(self) -> None:
+        """Decode a second of silence."""
+        second = np.zeros(SAMPLE_RATE, np.float32)
+        self._vad.probabilities(second)
+        self._decode(second, [(0.0, 1.0)], TranscribeOptions(), lambda: False)
+
     def transcribe(
         self,
         samples: Samples,

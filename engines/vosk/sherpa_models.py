@@ -51,6 +51,7 @@ class Recognizer:
     library: Any
     streaming: bool
     takes_hotwords: bool
+    compute_type: str
 
 
 def load(
@@ -70,8 +71,9 @@ def load(
     try:
         with tempfile.TemporaryDirectory() as scratch:
             vocabulary = _bpe_vocabulary(path, Path(scratch)) if entry.hotwords else None
+            files = _files(path, entry.format, quantised=compute_type == "int8")
             settings: dict[str, Any] = {
-                **_files(path, entry.format, quantised=compute_type == "int8"),
+                **files,
                 "num_threads": threads,
                 "provider": device,
                 "feature_dim": options.feature_dim,
@@ -83,6 +85,7 @@ def load(
                 _build(entry.format, settings),
                 streaming=entry.streaming,
                 takes_hotwords=vocabulary is not None,
+                compute_type="int8" if any(".int8." in f for f in files.values()) else "float32",
             )
     except SpeechError:
         raise

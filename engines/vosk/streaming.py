@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from configs.catalogue import ModelEntry
 from engines.vosk.hotwords import check_hotwords, hotword_phrases
 from engines.vosk.hypothesis import Hypothesis, words_of
@@ -73,7 +75,15 @@ class StreamingEngine:
             threads=threads,
         )
         self._library = recognizer.library
+        self.compute_type = recognizer.compute_type
         self.takes_hotwords = recognizer.takes_hotwords
+
+    def warm_up(self) -> None:
+        """Decode a second of silence. Raises EngineFailed."""
+        second = np.zeros(SAMPLE_RATE, np.float32)
+        (outcome,) = self.step([Step(self.open(), second, finish=True)])
+        if isinstance(outcome, EngineFailed):
+            raise outcome
 
     def open(self, hotwords: str | None = None) -> StreamState:
         """The state of a new stream; freed with its last reference.

@@ -19,6 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from faster_whisper import BatchedInferencePipeline, WhisperModel
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
@@ -83,6 +84,25 @@ class WhisperEngine:
                 "the Whisper model does not load", detail=f"{path}: {error}"
             ) from error
         self._window_s = self._model.feature_extractor.chunk_length
+        self._device = device
+
+    @property
+    def compute_type(self) -> str:
+        """The number format that CTranslate2 computes in, such as int8_float32."""
+        return str(self._model.model.compute_type)
+
+    def warm_up(self) -> None:
+        """Encode and decode a window: a whole one on a GPU, of a second on the CPU."""
+        features = self._model.feature_extractor
+        frames = (
+            features.nb_max_frames
+            if self._device == "cuda"
+            else features.sampling_rate // features.hop_length
+        )
+        silence = np.zeros((features.mel_filters.shape[0], frames), np.float32)
+        encoded = self._model.encode(silence)
+        prompt = [self._model.hf_tokenizer.token_to_id("<|startoftranscript|>")]
+        self._model.model.generate(encoded, [prompt], max_length=len(prompt) + 3)
 
     def transcribe(
         self,

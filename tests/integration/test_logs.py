@@ -21,11 +21,20 @@ REFUSED = "Request failed. unsupported_audio: no audio track"
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
 
+class Engine:
+    """Computes nothing."""
+
+    compute_type = "int8"
+
+    def warm_up(self) -> None:
+        """Nothing to run."""
+
+
 class Model:
-    """Resolves its device as a replica does that loads a model, and fails in a thread."""
+    """Loads a model as a replica does, and fails in a thread."""
 
     def __init__(self) -> None:
-        device.resolve("cpu", [])
+        device.load("m", device.Target("cpu"), "torch", lambda on: Engine())
         self._worker = Worker(1)
 
     async def transcribe(self, job: str) -> None:
@@ -110,7 +119,7 @@ def test_the_records_of_a_replica_are_in_its_log_with_the_ids(
         for text in logged.values()
         for record in map(json.loads, text.splitlines())
     }
-    loaded = records["device: asked for cpu, using cpu"]
+    loaded = records["model m is loaded: device asked for cpu, using cpu, compute type int8"]
     assert (loaded["levelname"], loaded["deployment"]) == ("INFO", "logs-json_Model")
     assert loaded["replica"]
     failed = records["inference failed"]

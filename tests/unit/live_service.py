@@ -100,7 +100,7 @@ def demo_ports() -> LivePorts:
         return StreamingEngine(entry, files.locate(entry), device="cpu")
 
     return replace(
-        live_ports(None, settings, files, CATALOGUE, {}, {}),
+        live_ports(None, settings, files, CATALOGUE, {}, {}, None),
         streaming=LocalRecognizer(load, tick_s=0.0, max_streams=100),
         transcriber=models,
         emotions=models,

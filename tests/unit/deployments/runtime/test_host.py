@@ -14,7 +14,9 @@ from configs.settings import ModelSettings
 from deployments.runtime import host
 from deployments.runtime.host import EngineHost, RecogniserHost
 from deployments.runtime.model_access import Hardware, ModelFiles
+from engines import device
 from engines.cancellation import raise_if_cancelled
+from engines.device import Loaded, Target
 from speech.audio import Audio, Samples
 from speech.errors import ModelNotFound
 from speech.ports import TranscribeOptions
@@ -27,9 +29,15 @@ STEREO = Audio(np.zeros(3, np.float32), np.array([[1, 1, 1], [2, 2, 2]], np.floa
 class Engine:
     """Recognises the samples as numbers; can be held between two pieces of its work."""
 
+    compute_type = "int8"
+
     def __init__(self, model: str, proceed: threading.Event) -> None:
+        self.windows = 0
         self.model = model
         self.proceed = proceed
+
+    def warm_up(self) -> None:
+        self.windows += 1
 
     def transcribe(
         self,
@@ -50,13 +58,15 @@ class Engine:
 class Recogniser(RecogniserHost):
     """A deployment of fake engines."""
 
-    def load(self, model: str) -> Engine:
+    def load(self, model: str) -> Loaded[Engine]:
         if model == "missing":
             raise ModelNotFound("no such model")
         self.loads = [*getattr(self, "loads", []), model]
         self.proceed = threading.Event()
         self.proceed.set()
-        return Engine(model, self.proceed)
+        return device.load(
+            model, Target("auto", False), "ctranslate2", lambda on: Engine(model, self.proceed)
+        )
 
 
 @pytest.fixture
@@ -72,7 +82,7 @@ def announced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return announce
 
     monkeypatch.setattr(host.serve, "multiplexed", multiplexed)
-    monkeypatch.setattr(host, "hardware", lambda settings: Hardware("cpu", "auto", 1))
+    monkeypatch.setattr(host, "hardware", lambda settings: Hardware(Target("cpu"), "auto", 1))
     return ids
 
 
