@@ -86,8 +86,8 @@ class EngineSettings(Deployment):
     )
     device: Device = Field(
         "auto",
-        description="auto is cuda where the replica has a GPU, else cpu. cuda without a GPU falls "
-        "back to cpu with a warning.",
+        description="auto is cuda where the replica has a GPU and the model runs on it, else cpu, "
+        "with a warning that names what is missing. With cuda the replica does not start then.",
     )
     compute_type: str = Field(
         "auto",
