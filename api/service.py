@@ -11,7 +11,7 @@ from speech.pipeline import ProcessOptions, Task
 from speech.transcript import Segment, Transcript
 
 FAMILIES: Mapping[Task, Set[Family]] = {
-    "transcribe": {"whisper", "vosk"},
+    "transcribe": {"whisper", "onnx_asr"},
     "diarization": {"diarization"},
     "emotion": {"emotion"},
 }

@@ -27,7 +27,7 @@ def catalogue_with(folder: Path) -> Path:
     models = yaml.safe_load(CATALOGUE_PATH.read_text(encoding="utf-8"))
     entry = {
         "id": FULL,
-        "family": "vosk",
+        "family": "onnx_asr",
         "format": "streaming_nemo_ctc",
         "source": {"path": str(files)},
         "licence": "Apache-2.0",
@@ -58,7 +58,7 @@ def graph_config(arguments: argparse.Namespace, catalogue: Path) -> dict[str, An
             sessions={"max_sessions": arguments.most},
         ),
         "decoder": {"resources": {"num_cpus": 0.1}},
-        "vosk": {
+        "onnx_asr": {
             "default_model": "demo-vosk",
             "device": "cpu",
             "resources": {"num_cpus": 0.1},
@@ -166,7 +166,7 @@ def resident_mb(process: Path) -> float:
 
 def _title(process: Path) -> str:
     command = (process / "cmdline").read_bytes().decode().replace("\0", " ")
-    for name in ("Ingress", "Live", "haproxy", "Proxy", "Vosk", "Decoder"):
+    for name in ("Ingress", "Live", "haproxy", "Proxy", "OnnxAsr", "Decoder"):
         if name in command:
             return name
     return "other"

@@ -26,7 +26,7 @@ def process_pool(processes: int, **options: Any) -> ProcessPoolExecutor:
 
 @cache
 def _engine(entry_json: str) -> Any:
-    from engines.vosk.streaming import StreamingEngine
+    from engines.onnx_asr.streaming import StreamingEngine
 
     entry = ModelEntry.model_validate_json(entry_json)
     assert entry.source.path is not None
@@ -35,7 +35,7 @@ def _engine(entry_json: str) -> Any:
 
 def decode_rate(entry_json: str, streams: int, start: float) -> float:
     """Seconds of audio that one process decodes per second, in batches of ``streams`` streams."""
-    from engines.vosk.streaming import Step
+    from engines.onnx_asr.streaming import Step
 
     engine = _engine(entry_json)
     track = Track.of_heldout()

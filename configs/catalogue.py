@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from configs.reasons import reasons
 
-Family = Literal["whisper", "vosk", "emotion", "diarization"]
+Family = Literal["whisper", "onnx_asr", "emotion", "diarization"]
 Format = Literal[
     "ctranslate2",  # whisper: a CTranslate2 directory
-    "transducer",  # vosk: encoder, decoder, joiner (offline)
-    "streaming_transducer",  # vosk: the same, frame-synchronous
-    "nemo_ctc",  # vosk: NeMo-style CTC, GigaAM CTC included (offline)
-    "streaming_nemo_ctc",  # vosk: cache-aware NeMo CTC, frame-synchronous
-    "nemo_transducer",  # vosk: GigaAM RNNT
+    "transducer",  # onnx_asr: encoder, decoder, joiner (offline)
+    "streaming_transducer",  # onnx_asr: the same, frame-synchronous
+    "nemo_ctc",  # onnx_asr: NeMo-style CTC, GigaAM CTC included (offline)
+    "streaming_nemo_ctc",  # onnx_asr: cache-aware NeMo CTC, frame-synchronous
+    "nemo_transducer",  # onnx_asr: GigaAM RNNT
     "gigaam_emo",  # emotion: features and feature_lengths in, probs out
     "pyannote",  # diarization: a pyannote.audio pipeline
     "sherpa_onnx",  # diarization: segmentation.onnx and embedding.onnx
@@ -66,7 +66,7 @@ class ModelEntry(BaseModel):
 
     id: str
     aliases: tuple[str, ...] = ()
-    family: Family
+    family: Family = Field(description="vosk, the former name of onnx_asr, is taken as well.")
     format: Format
     source: Source
     languages: tuple[str, ...] = Field(
@@ -80,10 +80,15 @@ class ModelEntry(BaseModel):
         default_factory=dict, description="Default options that the engine of the family takes."
     )
 
+    @field_validator("family", mode="before")
+    @classmethod
+    def _by_its_present_name(cls, family: object) -> object:
+        return "onnx_asr" if family == "vosk" else family
+
     @model_validator(mode="after")
     def _only_whisper_translates(self) -> "ModelEntry":
         if self.translation and self.family != "whisper":
-            raise ValueError(f"translation: a {self.family} model does not translate")
+            raise ValueError(f"translation: models of the family {self.family} do not translate")
         return self
 
     @property
@@ -98,7 +103,7 @@ class ModelEntry(BaseModel):
     @property
     def word_timestamps(self) -> bool:
         """Whether the words have times: every recogniser gives them."""
-        return self.family in ("whisper", "vosk")
+        return self.family in ("whisper", "onnx_asr")
 
     @property
     def hotwords(self) -> bool:

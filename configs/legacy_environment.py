@@ -20,7 +20,7 @@ from configs.catalogue import CATALOGUE_PATH, Catalogue, Family, resolve_path
 log = logging.getLogger(f"speechgraph.{__name__}")
 
 ENV_FILE = "SPEECHGRAPH_LEGACY_ENV"
-FAMILIES = ("whisper", "vosk", "emotion", "diarization")
+FAMILIES = ("whisper", "onnx_asr", "emotion", "diarization")
 OPTIONAL = {*FAMILIES, "live"}
 """Deployments that a configuration may leave out."""
 
@@ -57,7 +57,7 @@ def _model(family: Family, *fields: str) -> Read:
 def _vosk_model(text: str, where: Where) -> Settings:
     entry = where.catalogue.find(text)
     streaming = entry is not None and entry.streaming
-    return _model("vosk", f"{'live' if streaming else 'vosk'}.default_model")(text, where)
+    return _model("onnx_asr", f"{'live' if streaming else 'onnx_asr'}.default_model")(text, where)
 
 
 def _path(field: str) -> Read:
@@ -138,10 +138,10 @@ TABLE: Mapping[str, Read] = {
     "DEFAULT_LANGUAGE": _sets(_language, "ingress.asr.language"),
     "MAX_UPLOAD_SIZE_MB": _upload_bound,
     # B, the Vosk server on sherpa-onnx
-    "NUM_THREADS": _sets(_cpus, "vosk.resources.num_cpus", "live.resources.num_cpus"),
+    "NUM_THREADS": _sets(_cpus, "onnx_asr.resources.num_cpus", "live.resources.num_cpus"),
     "LOGGING_LEVEL": _log_level,
     "MODEL_NAME": _vosk_model,
-    "PROVIDER": _sets(_device, "vosk.device"),
+    "PROVIDER": _sets(_device, "onnx_asr.device"),
     # vosk-server
     "VOSK_SERVER_INTERFACE": _sets(_host, "http_options.host"),
     "VOSK_SERVER_PORT": _port,

@@ -4,11 +4,13 @@ Environment variables named ``SPEECHGRAPH__<DEPLOYMENT>__<FIELD>`` override the 
 old servers can, see :mod:`configs.legacy_environment`.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -305,6 +307,30 @@ class IngressSettings(Deployment):
         return self
 
 
+FORMER_NAMES = {"vosk": "onnx_asr"}
+"""Sections of :class:`SpeechArgs` that have been renamed; the former name is accepted."""
+
+
+def _under_present_names(args: Mapping[str, Any]) -> dict[str, Any]:
+    for former, present in FORMER_NAMES.items():
+        if former in args and present in args:
+            raise ValueError(f"{former} is the former name of {present}; keep one of them")
+    return {FORMER_NAMES.get(name, name): value for name, value in args.items()}
+
+
+class _Variables(EnvSettingsSource):
+    """The variables of the environment; where two names of one setting are set, the present one."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        former = {}
+        for name, value in self.env_vars.items():  # in lower case
+            prefix, *place = name.split("__")
+            if f"{prefix}__" == self.env_prefix.lower() and place and place[0] in FORMER_NAMES:
+                former["__".join([prefix, FORMER_NAMES[place[0]], *place[1:]])] = value
+        self.env_vars = {**former, **self.env_vars}
+
+
 class SpeechArgs(BaseSettings):
     """Arguments of ``graphs.speech:build``. A model deployment that is absent is not started."""
 
@@ -324,7 +350,11 @@ class SpeechArgs(BaseSettings):
     ingress: IngressSettings = Field(description="HTTP and WebSockets.")
     decoder: DecoderSettings = Field(DecoderSettings(), description="Decoding of files.")
     whisper: ModelSettings | None = Field(None, description="Whisper models; null: none.")
-    vosk: ModelSettings | None = Field(None, description="Vosk and GigaAM models; null: none.")
+    onnx_asr: ModelSettings | None = Field(
+        None,
+        description="Speech recognisers in ONNX, such as Vosk and GigaAM; null: none. vosk, its "
+        "former name, is taken as well.",
+    )
     live: LiveSettings | None = Field(None, description="Streaming models; null: none.")
     emotion: ModelSettings | None = Field(None, description="Emotion models; null: none.")
     diarization: ModelSettings | None = Field(None, description="Diarization; null: none.")
@@ -340,9 +370,10 @@ class SpeechArgs(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment precedes the file; variables of the old servers are between the two."""
-        legacy = legacy_environment.read({**init_settings(), **env_settings()})
+        variables, given = _Variables(settings_cls), _under_present_names(init_settings())
+        legacy = legacy_environment.read({**given, **variables()})
         ours = {name: legacy[name] for name in legacy if name in settings_cls.model_fields}
-        return env_settings, InitSettingsSource(settings_cls, ours), init_settings
+        return (variables, *(InitSettingsSource(settings_cls, s) for s in (ours, given)))
 
     @property
     def live_deployment(self) -> LiveSettings | None:
@@ -357,6 +388,6 @@ class SpeechArgs(BaseSettings):
     def model_deployments(self) -> dict[str, ModelSettings]:
         """The model deployments to start, by family."""
         families: dict[str, Any] = {
-            name: getattr(self, name) for name in ("whisper", "vosk", "emotion", "diarization")
+            name: getattr(self, name) for name in ("whisper", "onnx_asr", "emotion", "diarization")
         }
         return {name: settings for name, settings in families.items() if settings is not None}

@@ -32,12 +32,12 @@ def page() -> str:
     parts = [INTRODUCTION, "## Application\n\n" + _table(SpeechArgs)]
     for name in ("ingress", "decoder", "live", "jobs"):
         parts += _sections(name, *nested[name])
-    title = "`whisper`, `vosk`, `emotion`, `diarization`"
+    title = "`whisper`, `onnx_asr`, `emotion`, `diarization`"
     parts.append(_section(title, "whisper", settings.ModelSettings))
     for name in SHARED:
         (model,) = nested_settings(Deployment.model_fields[name])
         parts.append(_section(f"`{name}` of each deployment", f"whisper.{name}", model))
-    title = "`deployments[].user_config` of `Whisper`, `Vosk`, `Emotion` and `Diarization`"
+    title = "`deployments[].user_config` of `Whisper`, `OnnxAsr`, `Emotion` and `Diarization`"
     about = _plain(settings.ReloadableSettings.__doc__ or "")
     parts.append(f"## {title}\n\n{about}\n\n{_table(settings.ReloadableSettings)}")
     return "\n".join(parts)

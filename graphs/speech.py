@@ -20,13 +20,13 @@ from deployments.ingress import Ingress
 from deployments.jobs import JobRunner, job_options
 from deployments.key_limits import counter_options
 from deployments.live.recogniser import Live, live_options
+from deployments.onnx_asr import OnnxAsr
 from deployments.runtime.model_access import ModelFiles
 from deployments.runtime.model_check import missing_on_nodes, not_loadable
 from deployments.runtime.options import model_options, serve_options
 from deployments.runtime.rollout import has_room, surge_percent
 from deployments.runtime.scaling import FollowRequests
 from deployments.runtime.versions import bind
-from deployments.vosk import Vosk
 from deployments.whisper import Whisper
 from graphs.replacement import refuse_to_replace, running_replicas
 from speech.errors import InvalidRequest
@@ -34,7 +34,7 @@ from speech.languages import language_code
 
 MODEL_DEPLOYMENTS: dict[str, type] = {
     "whisper": Whisper,
-    "vosk": Vosk,
+    "onnx_asr": OnnxAsr,
     "emotion": Emotion,
     "diarization": Diarization,
 }

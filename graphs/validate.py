@@ -39,9 +39,11 @@ from graphs import node_limits
 from graphs.speech import InvalidArguments, build
 
 RELOADABLE: dict[str, type[BaseModel]] = dict.fromkeys(
-    ("Whisper", "Vosk", "Emotion", "Diarization"), ReloadableSettings
+    ("Whisper", "OnnxAsr", "Emotion", "Diarization"), ReloadableSettings
 )
 """The schema of ``user_config``; the other deployments take none."""
+FORMER_NAMES = {"Vosk": "OnnxAsr"}
+"""Deployments that have been renamed. An override needs the present name: Serve has no aliases."""
 
 
 def problems(path: Path, *, offline: bool = False) -> list[str]:
@@ -123,7 +125,9 @@ def _override_problems(
 ) -> Iterator[str]:
     name = deployment.name
     if name not in infos:
-        yield f"{place}.deployments: no deployment {name!r}; there are {', '.join(sorted(infos))}"
+        renamed = f", which is {FORMER_NAMES[name]} now" if name in FORMER_NAMES else ""
+        there_are = f"there are {', '.join(sorted(infos))}"
+        yield f"{place}.deployments: no deployment {name!r}{renamed}; {there_are}"
         return
     where = f"{place}.deployments[{name}]"
     alone = application.model_copy(update={"deployments": [deployment]})

@@ -65,7 +65,7 @@ class LiveStreams:
         entry = self._service.catalogue.find(name)
         if entry is None or not self._serves(entry):
             raise ModelNotFound(f"Model '{name}' is not served here.")
-        if entry.family not in ("whisper", "vosk"):
+        if entry.family not in ("whisper", "onnx_asr"):
             raise InvalidRequest(
                 f"Model '{name}' is a {entry.family} model, it transcribes nothing."
             )
@@ -106,7 +106,7 @@ class LiveStreams:
             *(
                 entry
                 for entry in self._service.catalogue.models
-                if entry.family == "vosk" and self._serves(entry)
+                if entry.family == "onnx_asr" and self._serves(entry)
             ),
         ]
         for entry in served:

@@ -36,7 +36,7 @@ class Live(Holdable):
     def __init__(self, settings: LiveSettings, files: ModelFiles) -> None:
         self._settings = settings
         # Imported here: the graph is built also where this engine's library is not installed.
-        from engines.vosk.local_recognizer import LocalRecognizer
+        from engines.onnx_asr.local_recognizer import LocalRecognizer
 
         self._models = streaming_models(files, hardware(settings))
         for model in settings.preloaded:

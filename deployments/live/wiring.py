@@ -38,7 +38,7 @@ def live_models(
     """The models of live streams that name none."""
     return LiveModels(
         streaming=live.default_model if live else None,
-        utterance=defaults.get("vosk"),
+        utterance=defaults.get("onnx_asr"),
         general=ingress.default_transcriber,
         speaker=ingress.sessions.speaker_model,
     )
@@ -97,7 +97,7 @@ def _streaming(
             recover_s=live.recover_s,
             max_utterance_s=LONGEST_UTTERANCE_S,
         )
-    from engines.vosk.local_recognizer import LocalRecognizer
+    from engines.onnx_asr.local_recognizer import LocalRecognizer
 
     load = partial(streaming_engine, local)
     return LocalRecognizer(load, tick_s=live.tick_s, max_streams=live.max_streams)
@@ -107,7 +107,7 @@ def recognition_lag_s(ports: LivePorts) -> float:
     """The lag of the recogniser in this process; recogniser replicas scale by their own."""
     if ports.streaming is None or isinstance(ports.streaming, LaneRecognizer):
         return 0.0
-    from engines.vosk.local_recognizer import LocalRecognizer
+    from engines.onnx_asr.local_recognizer import LocalRecognizer
 
     assert isinstance(ports.streaming, LocalRecognizer)
     return ports.streaming.lag_s()

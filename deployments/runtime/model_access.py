@@ -16,7 +16,7 @@ from engines.cache import NEVER, ModelCache
 from speech.errors import ModelNotFound
 
 if TYPE_CHECKING:
-    from engines.vosk.streaming import StreamingEngine
+    from engines.onnx_asr.streaming import StreamingEngine
 
     StreamingModels = ModelCache[device.Loaded[StreamingEngine]]
 
@@ -87,7 +87,7 @@ def _load_streaming(
     files: ModelFiles, found: Hardware, model: str
 ) -> "device.Loaded[StreamingEngine]":
     # Imported here: the graph is built also where this engine's library is not installed.
-    from engines.vosk.streaming import StreamingEngine
+    from engines.onnx_asr.streaming import StreamingEngine
 
     entry = files.entry(model)
     path = files.locate(entry)

@@ -35,7 +35,7 @@ class SpeakerEngine:
         if importlib.util.find_spec("sherpa_onnx") is None:
             raise ModelNotInstalled(
                 "sherpa-onnx is not installed on this server; its operator installs "
-                "speechgraph[vosk]"
+                "speechgraph[onnx-asr]"
             )
         import sherpa_onnx
 

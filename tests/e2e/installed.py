@@ -54,17 +54,17 @@ def whisper(checkout: Path) -> None:
     absent("sherpa_onnx", "torch")
 
 
-def vosk(checkout: Path) -> None:
-    """Vosk recognises files and streams without torch."""
+def onnx_asr(checkout: Path) -> None:
+    """The models in ONNX recognise files and streams without torch."""
+    from engines.onnx_asr.offline import OnnxAsrEngine
+    from engines.onnx_asr.streaming import Step, StreamingEngine
     from engines.vad.silero_vad import SileroVad
     from engines.vad.webrtc_vad import WebRtcVad
-    from engines.vosk.offline import VoskEngine
-    from engines.vosk.streaming import Step, StreamingEngine
     from speech.ports import TranscribeOptions
 
     samples = recording(checkout).cut(0, 8)
     for name in ("demo-vosk", "demo-gigaam"):
-        engine = VoskEngine(*model(checkout, name), device="cpu")
+        engine = OnnxAsrEngine(*model(checkout, name), device="cpu")
         assert engine.transcribe(samples, TranscribeOptions()).segments
     streaming = StreamingEngine(*model(checkout, "demo-vosk-streaming"), device="cpu")
     (words,) = streaming.step([Step(streaming.open(), samples, finish=True)])
@@ -168,7 +168,7 @@ def absent(*packages: str) -> None:
 CHECKS: dict[str, Callable[[Path], None]] = {
     "": core,
     "whisper": whisper,
-    "vosk": vosk,
+    "vosk": onnx_asr,
     "emotion": emotion,
     "diarization": diarization,
     "diarization-light": diarization_light,

@@ -123,9 +123,8 @@ def test_serve_deploy_changes_user_config_without_restarting_a_replica(
 
     def deploy(max_models: int) -> None:
         config = tmp_path / "config.yaml"
-        live = (
-            f"    deployments:\n      - {{name: Vosk, user_config: {{max_models: {max_models}}}}}\n"
-        )
+        override = f"{{name: OnnxAsr, user_config: {{max_models: {max_models}}}}}"
+        live = f"    deployments:\n      - {override}\n"
         config.write_text(demo.replace("port: 8000", f"port: {port}") + live, encoding="utf-8")
         subprocess.run(
             [str(serve), "deploy", str(config), "-a", serving["dashboard"]],
@@ -139,15 +138,15 @@ def test_serve_deploy_changes_user_config_without_restarting_a_replica(
         return {m["model_name"] for m in stats} & {"demo-vosk", "demo-gigaam"}
 
     def replicas(max_models: int) -> set[str]:
-        """Running Vosk replicas, once the application runs with that setting."""
+        """Running OnnxAsr replicas, once the application runs with that setting."""
         body = httpx.get(f"{serving['dashboard']}/api/serve/applications/").json()
         application = body["applications"]["speech"]
-        vosk = application["deployments"].get("Vosk")
-        if vosk is None or application["status"] != "RUNNING":
+        recognisers = application["deployments"].get("OnnxAsr")
+        if recognisers is None or application["status"] != "RUNNING":
             return set()
-        if vosk["deployment_config"].get("user_config") != {"max_models": max_models}:
+        if recognisers["deployment_config"].get("user_config") != {"max_models": max_models}:
             return set()
-        return {r["replica_id"] for r in vosk["replicas"] if r["state"] == "RUNNING"}
+        return {r["replica_id"] for r in recognisers["replicas"] if r["state"] == "RUNNING"}
 
     deploy(max_models=2)
     eventually(lambda: len(replicas(max_models=2)) == 1)

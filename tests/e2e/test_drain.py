@@ -39,7 +39,7 @@ def config(repository: Path, tmp_path: Path) -> Path:
         "offline": True,
         "ingress": {**args["ingress"], "default_transcriber": "demo-vosk", "sessions": {}},
         "decoder": {**args["decoder"], "concurrency": 4},
-        "vosk": {**args["vosk"], "preload": ["demo-vosk"], "concurrency": 2},
+        "onnx_asr": {**args["onnx_asr"], "preload": ["demo-vosk"], "concurrency": 2},
         "live": args["live"],
         "jobs": {
             "directory": str(tmp_path / "jobs"),

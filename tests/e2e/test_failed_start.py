@@ -16,7 +16,7 @@ Launch = Callable[[Path], "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def launch(repository: Path, tmp_path: Path) -> Launch:
-    """Starts a graph of the decoder, the ingress and Vosk, whose model is in a given directory."""
+    """Starts a graph of decoder, ingress and OnnxAsr, whose model is in a given directory."""
 
     def run(directory: Path) -> "subprocess.CompletedProcess[str]":
         catalogue = yaml.safe_load((repository / "configs/models.yaml").read_text(encoding="utf-8"))
@@ -28,7 +28,7 @@ def launch(repository: Path, tmp_path: Path) -> Launch:
             "catalogue": str(tmp_path / "models.yaml"),
             "offline": True,
             "ingress": {"default_transcriber": "demo-vosk"},
-            "vosk": {"default_model": "demo-vosk", "device": "cpu"},
+            "onnx_asr": {"default_model": "demo-vosk", "device": "cpu"},
         }
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         return subprocess.run(
@@ -47,7 +47,7 @@ def test_a_missing_model_directory_is_named(launch: Launch, tmp_path: Path) -> N
     run = launch(tmp_path / "nowhere")
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr == (
-        "the graph did not come up: args.vosk: "
+        "the graph did not come up: args.onnx_asr: "
         "model demo-vosk is not on this server; for its operator, see docs/models.md: "
         f"{tmp_path}/nowhere does not exist\n"
     )
@@ -62,5 +62,5 @@ def test_a_model_file_that_does_not_load_is_named(
     run = launch(broken)
     assert (run.returncode, run.stdout) == (1, "")
     (line,) = run.stderr.splitlines()
-    assert line.startswith("the graph did not come up: Vosk: speech.errors.ModelUnavailable: ")
+    assert line.startswith("the graph did not come up: OnnxAsr: speech.errors.ModelUnavailable: ")
     assert f"{broken}/model.onnx" in line

@@ -165,7 +165,7 @@ def test_jobs_outlive_the_whole_cluster(repository: Path, demo_audio: Path, tmp_
     for unneeded in ("whisper", "live", "emotion", "diarization"):
         del args[unneeded]
     args["ingress"] = {"default_transcriber": "demo-vosk", "resources": {"num_cpus": 0.1}}
-    args["vosk"]["preload"] = ["demo-vosk"]
+    args["onnx_asr"]["preload"] = ["demo-vosk"]
     args["jobs"] |= {"directory": str(tmp_path / "jobs"), "lease_s": 3, "poll_s": 0.1}
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(demo), encoding="utf-8")

@@ -52,7 +52,7 @@ def service(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             },
         },
         "decoder": args["decoder"],
-        "vosk": {**args["vosk"], "preload": ["demo-vosk"]},
+        "onnx_asr": {**args["onnx_asr"], "preload": ["demo-vosk"]},
         "live": args["live"],
     }
     path = tmp_path_factory.mktemp("config") / "live.yaml"

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.timeout(600)
 
 UV = Path(sys.executable).parent / "uv"
 EXTRAS = ("", "whisper", "vosk", "emotion", "diarization", "diarization-light", "postgres", "s3")
+"""``vosk`` is another name of ``onnx-asr``, which the test of a service installs."""
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,10 @@ def test_an_extra_alone_does_what_it_promises(
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_a_vosk_service_runs_without_torch(wheel: Path, repository: Path, tmp_path: Path) -> None:
-    python = install(wheel, "vosk", repository, tmp_path / "environment")
+def test_a_service_of_models_in_onnx_runs_without_torch(
+    wheel: Path, repository: Path, tmp_path: Path
+) -> None:
+    python = install(wheel, "onnx-asr", repository, tmp_path / "environment")
     entry = Catalogue.load().find("demo-vosk")
     assert entry is not None
     described = entry.model_dump(exclude_defaults=True)
@@ -66,7 +69,7 @@ def test_a_vosk_service_runs_without_torch(wheel: Path, repository: Path, tmp_pa
         "catalogue": str(catalogue),
         "ingress": {"default_transcriber": "demo-vosk", "resources": {"num_cpus": 0.1}},
         "decoder": {"resources": {"num_cpus": 0.2}},
-        "vosk": {"default_model": "demo-vosk"},
+        "onnx_asr": {"default_model": "demo-vosk"},
     }
     application = {"name": "speech", "route_prefix": "/", "import_path": "graphs.speech:build"}
     config = tmp_path / "serve.yaml"

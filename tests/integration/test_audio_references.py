@@ -22,7 +22,7 @@ from speech.transcript import Recognition, Segment, Transcript
 from tests.integration.test_faults import replica_pids
 
 MODEL = "demo-vosk"
-TIMEOUTS_S = {"decoder": 60.0, "vosk": 60.0}
+TIMEOUTS_S = {"decoder": 60.0, "onnx_asr": 60.0}
 OPTIONS = ProcessOptions(frozenset({"transcribe"}), transcribe=TranscribeOptions(model=MODEL))
 
 
@@ -41,10 +41,10 @@ class GraphProbe:
         Audio.__setstate__ = counted  # type: ignore[attr-defined]
         handles = {
             name.lower(): serve.get_deployment_handle(name, "speech")
-            for name in ("Decoder", "Vosk")
+            for name in ("Decoder", "OnnxAsr")
         }
         catalogue = Catalogue.load()
-        self._service = GraphService(catalogue, handles, {"vosk": MODEL}, TIMEOUTS_S, MODEL)
+        self._service = GraphService(catalogue, handles, {"onnx_asr": MODEL}, TIMEOUTS_S, MODEL)
         self._decoder = ServedDecoder(handles["decoder"], 60.0)
         self._transcriber = ServedTranscriber(catalogue, handles, TIMEOUTS_S)
 

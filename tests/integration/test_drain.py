@@ -24,7 +24,7 @@ async def test_a_deleted_application_lets_streams_and_requests_end_and_releases_
         **LIVE_ONLY,
         "live": {**LIVE_ONLY["live"], "placement": "replicas"},
         "decoder": {**LIVE_ONLY["decoder"], "concurrency": 4},
-        "vosk": {**LIVE_ONLY["vosk"], "concurrency": 2},
+        "onnx_asr": {**LIVE_ONLY["onnx_asr"], "concurrency": 2},
         "jobs": {
             "directory": str(tmp_path),
             "resources": {"num_cpus": 0.1},

@@ -21,9 +21,9 @@ from ray import serve
 
 from configs.catalogue import Catalogue, Source
 from configs.settings import ModelSettings, SpeechArgs
+from deployments.onnx_asr import OnnxAsr
 from deployments.runtime.model_access import ModelFiles
 from deployments.runtime.model_check import not_loadable
-from deployments.vosk import Vosk
 from graphs.speech import InvalidArguments, build
 from tests.integration.conftest import Service, living_actors
 
@@ -187,7 +187,7 @@ def test_settings_that_cannot_be_are_refused(
 
 @pytest.fixture(scope="module")
 def small(application: Service, demo_args: dict[str, Any]) -> Any:
-    """A Vosk-only graph with low limits."""
+    """A graph of OnnxAsr alone with low limits."""
     args = {
         "offline": True,
         "ingress": {
@@ -197,7 +197,7 @@ def small(application: Service, demo_args: dict[str, Any]) -> Any:
             "max_concurrent_requests": 2,
         },
         "decoder": {**demo_args["decoder"], "max_seconds": 900, "max_channels": 2},
-        "vosk": {**demo_args["vosk"], "lifecycle": {"max_queue": 1}, "timeout_s": 1.0},
+        "onnx_asr": {**demo_args["onnx_asr"], "lifecycle": {"max_queue": 1}, "timeout_s": 1.0},
     }
     with application("small", args) as url:
         yield url
@@ -280,8 +280,8 @@ def test_a_model_that_does_not_load_is_found_without_a_replica(
     settings = ModelSettings.model_validate(
         {"default_model": "demo-vosk", "device": "cuda", "resources": {"num_gpus": 1}}
     )
-    assert not_loadable({"vosk": (Vosk, settings)}, files) == []
+    assert not_loadable({"onnx_asr": (OnnxAsr, settings)}, files) == []
     (tmp_path / "demo-vosk" / "model.onnx").write_bytes(b"no network")
-    (problem,) = not_loadable({"vosk": (Vosk, settings)}, files)
-    assert problem.startswith("vosk: ")
+    (problem,) = not_loadable({"onnx_asr": (OnnxAsr, settings)}, files)
+    assert problem.startswith("onnx_asr: ")
     assert f"{tmp_path}/demo-vosk/model.onnx" in problem

@@ -29,7 +29,7 @@ APP = "jobs"
 def service(
     application: Service, demo_args: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    """Vosk and runners with leases so short that a killed one's job is soon taken by another."""
+    """OnnxAsr and runners with leases so short that a killed one's job is soon taken by another."""
     with application(APP, args_of(demo_args, tmp_path_factory.mktemp("jobs"))) as url:
         yield url
 
@@ -39,7 +39,7 @@ def args_of(demo_args: dict[str, Any], directory: Path) -> dict[str, Any]:
         "offline": True,
         "ingress": {**demo_args["ingress"], "default_transcriber": "demo-vosk"},
         "decoder": demo_args["decoder"],
-        "vosk": {**demo_args["vosk"], "preload": ["demo-vosk"]},
+        "onnx_asr": {**demo_args["onnx_asr"], "preload": ["demo-vosk"]},
         "jobs": {
             "directory": str(directory),
             "lease_s": 2,
@@ -154,7 +154,7 @@ def test_runners_follow_the_backlog_apart_from_the_models(
 ) -> None:
     ids = [submit(process, service, meeting) for _ in range(6)]
     eventually(lambda: running(APP, "JobRunner") == 2)
-    assert running(APP, "Vosk") == 1
+    assert running(APP, "OnnxAsr") == 1
     for id in ids:
         httpx.delete(f"{service}/v1/jobs/{id}", timeout=30)
     eventually(lambda: running(APP, "JobRunner") == 1)
@@ -194,7 +194,7 @@ def test_a_hundred_jobs_under_random_kills_are_each_done_once(
     over = threading.Event()
 
     def killing() -> None:
-        victims = 2 * ["JobRunner", "Ingress", "Vosk"]
+        victims = 2 * ["JobRunner", "Ingress", "OnnxAsr"]
         chance.shuffle(victims)
         while victims and not over.wait(chance.uniform(0.5, 1.5)):
             if all(replica_pids(APP, deployment) for deployment in victims):

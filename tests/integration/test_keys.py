@@ -48,7 +48,7 @@ def guarded(application: Service, demo_args: dict[str, Any], key_file: Path) -> 
             "lifecycle": {"health_check_period_s": 1.0},
         },
         "decoder": demo_args["decoder"],
-        "vosk": {**demo_args["vosk"], "preload": ["demo-vosk"]},
+        "onnx_asr": {**demo_args["onnx_asr"], "preload": ["demo-vosk"]},
     }
     with application("keys", args) as url:
         yield url

@@ -31,7 +31,7 @@ LIVE_ONLY = {
     "offline": True,
     "ingress": {"default_transcriber": "demo-vosk", "resources": {"num_cpus": 0.2}},
     "decoder": {"resources": {"num_cpus": 0.1}},
-    "vosk": {"default_model": "demo-vosk", "device": "cpu", "resources": {"num_cpus": 0.5}},
+    "onnx_asr": {"default_model": "demo-vosk", "device": "cpu", "resources": {"num_cpus": 0.5}},
     "live": {"default_model": "demo-vosk-streaming", "device": "cpu"},
 }
 

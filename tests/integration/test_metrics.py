@@ -42,7 +42,7 @@ async def test_the_number_of_live_sessions_is_exported_also_while_it_does_not_ch
         "offline": True,
         "ingress": {"default_transcriber": "demo-vosk"},
         "decoder": demo_args["decoder"],
-        "vosk": demo_args["vosk"],
+        "onnx_asr": demo_args["onnx_asr"],
     }
     with application("gauge", args) as service:
         await becomes("gauge", [0.0])

@@ -24,14 +24,14 @@ def dialogue(demo_audio: Path) -> bytes:
 def quicker(
     application: Application, demo_args: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A graph of one Vosk model whose old .env file has AUDIO_SPEEDUP=1.25; its base URL."""
+    """A graph of one model in ONNX whose old .env file has AUDIO_SPEEDUP=1.25; its base URL."""
     file = tmp_path_factory.mktemp("old") / ".env"
     file.write_text("AUDIO_SPEEDUP=1.25\n", encoding="utf-8")
     args = {
         "offline": True,
         "ingress": {**demo_args["ingress"], "default_transcriber": "demo-vosk", "sessions": {}},
         "decoder": demo_args["decoder"],
-        "vosk": {**demo_args["vosk"], "preload": None},
+        "onnx_asr": {**demo_args["onnx_asr"], "preload": None},
     }
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(ENV_FILE, str(file))

@@ -209,7 +209,7 @@ def test_the_service_lists_the_loaded_models(demo: str) -> None:
 def test_ready_names_every_deployment(demo: str) -> None:
     body = httpx.get(f"{demo}/ready", timeout=30).json()
     assert body["deployments"] == dict.fromkeys(
-        ["Ingress", "Decoder", "Whisper", "Vosk", "Emotion", "Diarization", "JobRunner"], True
+        ["Ingress", "Decoder", "Whisper", "OnnxAsr", "Emotion", "Diarization", "JobRunner"], True
     )
 
 

@@ -88,7 +88,7 @@ async def test_each_client_of_a_burst_is_served_or_rejected_by_the_ingress(
         "offline": True,
         "ingress": {"default_transcriber": "demo-vosk", "sessions": {"max_sessions": 50}},
         "decoder": demo_args["decoder"],
-        "vosk": demo_args["vosk"],
+        "onnx_asr": demo_args["onnx_asr"],
     }
     with application("burst", args) as service:
         answers = await answers_to_a_burst(service, sockets=500, requests=500)

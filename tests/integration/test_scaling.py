@@ -27,14 +27,14 @@ def running(app: str, deployment: str) -> int:
 
 @pytest.fixture(scope="module")
 def elastic(application: Service, demo_args: dict[str, Any]) -> Any:
-    """Whisper and Vosk that may each grow to two replicas."""
+    """Whisper and OnnxAsr that may each grow to two replicas."""
     scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1, **QUICK}
     args = {
         "offline": True,
         "ingress": demo_args["ingress"],
         "decoder": demo_args["decoder"],
         "whisper": {**demo_args["whisper"], "scaling": scaling},
-        "vosk": {**demo_args["vosk"], "scaling": scaling},
+        "onnx_asr": {**demo_args["onnx_asr"], "scaling": scaling},
     }
     with application("elastic", args) as url:
         yield url
@@ -45,7 +45,7 @@ def test_two_models_autoscale_apart(elastic: str, process: Process, demo_audio: 
     with ThreadPoolExecutor(4) as pool:
         requests = [pool.submit(process, elastic, meeting, {}) for _ in range(4)]
         eventually(lambda: running("elastic", "Whisper") == 2, within_s=120)
-        assert running("elastic", "Vosk") == 1
+        assert running("elastic", "OnnxAsr") == 1
         assert all(r.result().status_code == 200 for r in requests)
     eventually(lambda: running("elastic", "Whisper") == 1, within_s=120)
 
@@ -108,14 +108,17 @@ def test_a_model_of_no_replicas_is_ready_and_starts_with_its_first_request(
         "offline": True,
         "ingress": {**demo_args["ingress"], "default_transcriber": "demo-vosk"},
         "decoder": demo_args["decoder"],
-        "vosk": {**demo_args["vosk"], "scaling": {"min_replicas": 0, "max_replicas": 1, **QUICK}},
+        "onnx_asr": {
+            **demo_args["onnx_asr"],
+            "scaling": {"min_replicas": 0, "max_replicas": 1, **QUICK},
+        },
     }
     with application("asleep", args) as url:
         answer = httpx.get(f"{url}/ready", timeout=30)
-        up = {"Ingress": True, "Decoder": True, "Vosk": False}
+        up = {"Ingress": True, "Decoder": True, "OnnxAsr": False}
         assert (answer.status_code, answer.json()) == (200, {"status": "ready", "deployments": up})
         assert process(url, demo_audio / "dialogue-en.flac", {}).status_code == 200
-        assert httpx.get(f"{url}/ready", timeout=30).json()["deployments"]["Vosk"] is True
+        assert httpx.get(f"{url}/ready", timeout=30).json()["deployments"]["OnnxAsr"] is True
 
 
 def test_an_idle_model_is_unloaded_after_its_ttl_and_comes_back_on_use(
@@ -125,7 +128,7 @@ def test_an_idle_model_is_unloaded_after_its_ttl_and_comes_back_on_use(
         "offline": True,
         "ingress": {**demo_args["ingress"], "default_transcriber": "demo-vosk"},
         "decoder": demo_args["decoder"],
-        "vosk": {**demo_args["vosk"], "max_models": 1, "idle_ttl_s": 1.0, "preload": []},
+        "onnx_asr": {**demo_args["onnx_asr"], "max_models": 1, "idle_ttl_s": 1.0, "preload": []},
     }
 
     def loaded(url: str) -> list[str]:

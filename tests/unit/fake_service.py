@@ -48,7 +48,7 @@ CATALOGUE = Catalogue.model_validate(
                 translation=True,  # unlike the real one, as most tests use it
             ),
             model("small", "whisper", languages=["ru", "en"], translation=True),
-            model("vosk-ru", "vosk"),
+            model("vosk-ru", "onnx_asr"),
             model("emo", "emotion"),
             model("other-emo", "emotion"),
             model("pyannote", "diarization"),

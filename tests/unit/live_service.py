@@ -28,9 +28,9 @@ from configs.settings import OPENAI_MODELS, IngressSettings, SessionSettings, Vo
 from deployments.live.wiring import live_ports
 from deployments.runtime.model_access import ModelFiles
 from engines.emotion import EmotionEngine
-from engines.vosk.local_recognizer import LocalRecognizer
-from engines.vosk.offline import VoskEngine
-from engines.vosk.streaming import StreamingEngine
+from engines.onnx_asr.local_recognizer import LocalRecognizer
+from engines.onnx_asr.offline import OnnxAsrEngine
+from engines.onnx_asr.streaming import StreamingEngine
 from engines.whisper.engine import WhisperEngine
 from speech.live.session_options import LivePorts
 from speech.ports import DecodedAudio, EmotionOptions, TranscribeOptions
@@ -85,7 +85,7 @@ def _engine_of(entry: ModelEntry, path: Path) -> Any:
         return WhisperEngine(path, device="cpu", compute_type="auto", threads=1)
     if entry.family == "emotion":
         return EmotionEngine(path, device="cpu", threads=1)
-    return VoskEngine(entry, path, device="cpu")
+    return OnnxAsrEngine(entry, path, device="cpu")
 
 
 @cache
@@ -116,7 +116,7 @@ class Graph(FakeService):
     def __init__(self) -> None:
         super().__init__()
         self.catalogue = CATALOGUE
-        self.families: set[Family] = {"whisper", "vosk", "emotion"}
+        self.families: set[Family] = {"whisper", "onnx_asr", "emotion"}
         self.default_models = {"transcribe": WHISPER, "emotion": EMOTION}
 
 

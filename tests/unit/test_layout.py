@@ -32,7 +32,6 @@ SEEN_FROM_TWO_LAYERS = {
     "requests": "one per dialect",
     "responses": "one per dialect",
     "routes": "one per dialect",
-    "vosk": "the deployment of a family, the dialects of its old servers",
     "whisper": "the deployment of a family, the recipe of its demo model",
 }
 """Base names of more than one file, and what each of these files is."""

@@ -25,8 +25,8 @@ def service() -> FakeService:
                 model("english", "whisper", languages=["en"]),
                 model("small", "whisper", translation=True),
                 model("medium", "whisper", translation=True),
-                model("streaming", "vosk", format="streaming_nemo_ctc", languages=["ru"]),
-                model("steered", "vosk", format="transducer",
+                model("streaming", "onnx_asr", format="streaming_nemo_ctc", languages=["ru"]),
+                model("steered", "onnx_asr", format="transducer",
                       options={"decoding_method": "modified_beam_search"}),
                 model("pyannote", "diarization"),
             ]
@@ -102,7 +102,7 @@ async def test_speakers_are_found_whatever_the_recogniser_could_not_do(
 
 
 async def test_the_list_of_models_states_what_each_can_do(service: FakeService) -> None:
-    service.families = {"whisper", "vosk", "diarization"}
+    service.families = {"whisper", "onnx_asr", "diarization"}
     async with client_of(app_of(service)) as client:
         models = {m["id"]: m for m in (await client.get("/v1/models")).json()["data"]}
         one = (await client.get("/v1/models/small")).json()

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from configs.catalogue import Catalogue
-from engines.vosk.offline import VoskEngine
+from engines.onnx_asr.offline import OnnxAsrEngine
 from engines.whisper.engine import WhisperEngine
 from speech.audio import SAMPLE_RATE, Audio
 from speech.media.decoding import decode
@@ -41,7 +41,7 @@ class Models:
             return WhisperEngine(path, device="cpu", compute_type="auto", threads=1)
         entry = Catalogue.load().find(model)
         assert entry is not None
-        return VoskEngine(entry, path, device="cpu")
+        return OnnxAsrEngine(entry, path, device="cpu")
 
     async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
         audio = decode(data, keep_channels=keep_channels, max_seconds=60, max_channels=2)
@@ -72,7 +72,7 @@ class Service(FakeService):
     def __init__(self, models: Any) -> None:
         super().__init__()
         self.catalogue = Catalogue.load()
-        self.families = {"whisper", "vosk", "diarization"}
+        self.families = {"whisper", "onnx_asr", "diarization"}
         self.default_models = {"transcribe": "demo-whisper", "diarization": "demo-pyannote"}
         self._graph = SpeechGraph(models, models, models, models)
 

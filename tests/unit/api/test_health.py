@@ -107,7 +107,7 @@ async def test_the_models_are_those_whose_deployment_runs(client):
     answer = (await client.get("/v1/models")).json()
     assert answer["object"] == "list"
     ids = [model["id"] for model in answer["data"]]
-    # no Vosk here
+    # no OnnxAsr here
     assert ids == ["large-v3-turbo", "small", "emo", "other-emo", "pyannote", "other-pyannote"]
 
 

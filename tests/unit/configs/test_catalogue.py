@@ -58,7 +58,7 @@ def test_an_unknown_name_is_no_model(catalogue: Catalogue) -> None:
 
 
 def test_every_family_has_a_demo_model_that_lies_in_the_repository(catalogue: Catalogue) -> None:
-    for family in ("whisper", "vosk", "emotion", "diarization"):
+    for family in ("whisper", "onnx_asr", "emotion", "diarization"):
         demo = [m for m in catalogue.models if m.family == family and m.id.startswith("demo-")]
         assert demo
         assert all(str(m.source.path).startswith("models/demo/") for m in demo)
@@ -95,11 +95,11 @@ def test_turbo_and_the_demo_do_not_translate(catalogue: Catalogue) -> None:
     ("fields", "hotwords"),
     [
         ({}, True),
-        ({"family": "vosk", "format": "transducer"}, False),
-        ({"family": "vosk", "format": "transducer", "options": BEAM}, True),
-        ({"family": "vosk", "format": "streaming_transducer", "options": BEAM}, True),
-        ({"family": "vosk", "format": "nemo_transducer", "options": BEAM}, False),
-        ({"family": "vosk", "format": "nemo_ctc", "options": BEAM}, False),
+        ({"family": "onnx_asr", "format": "transducer"}, False),
+        ({"family": "onnx_asr", "format": "transducer", "options": BEAM}, True),
+        ({"family": "onnx_asr", "format": "streaming_transducer", "options": BEAM}, True),
+        ({"family": "onnx_asr", "format": "nemo_transducer", "options": BEAM}, False),
+        ({"family": "onnx_asr", "format": "nemo_ctc", "options": BEAM}, False),
         ({"family": "emotion", "format": "gigaam_emo"}, False),
     ],
 )
@@ -146,14 +146,19 @@ def test_the_documentation_says_which_hub_models_are_not_pinned(
         ({"memory_mb": 0}, "memory_mb"),
         ({"licnce": "MIT"}, "licnce"),
         (
-            {"family": "vosk", "format": "transducer", "translation": True},
-            "a vosk model does not translate",
+            {"family": "onnx_asr", "format": "transducer", "translation": True},
+            "models of the family onnx_asr do not translate",
         ),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_refused(fields: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         ModelEntry.model_validate(model(**fields))
+
+
+def test_the_former_name_of_a_family_means_the_present_one() -> None:
+    entry = ModelEntry.model_validate(model(family="vosk", format="nemo_ctc"))
+    assert entry.family == "onnx_asr"
 
 
 def test_a_name_used_twice_is_refused() -> None:

@@ -26,10 +26,10 @@ EXAMPLES = {
     "AUDIO_SPEEDUP": ("1.25", "ingress.asr.speedup", 1.25),
     "DEFAULT_LANGUAGE": ("RU", "ingress.asr.language", "ru"),
     "MAX_UPLOAD_SIZE_MB": ("50", "ingress.max_upload_bytes", 50 * 1024**2),
-    "NUM_THREADS": ("2", "vosk.resources.num_cpus", 2),
+    "NUM_THREADS": ("2", "onnx_asr.resources.num_cpus", 2),
     "LOGGING_LEVEL": ("DEBUG", "logging_config.log_level", "DEBUG"),
-    "MODEL_NAME": ("Vosk5", "vosk.default_model", "vosk-model-ru"),
-    "PROVIDER": ("CUDA", "vosk.device", "cuda"),
+    "MODEL_NAME": ("Vosk5", "onnx_asr.default_model", "vosk-model-ru"),
+    "PROVIDER": ("CUDA", "onnx_asr.device", "cuda"),
     "VOSK_SERVER_INTERFACE": ("127.0.0.1", "http_options.host", "127.0.0.1"),
     "VOSK_SERVER_PORT": ("2700", "http_options.port", 2700),
     "VOSK_SAMPLE_RATE": ("16000.0", "ingress.vosk.sample_rate", 16_000),
@@ -48,7 +48,7 @@ EXAMPLES = {
     "WHISPER_DEVICE": ("cpu", "whisper.device", "cpu"),
     "GIGAAM_EMO_DEVICE": ("cuda", "emotion.device", "cuda"),
     "PYANNOTE_USE_GPU": ("true", "diarization.device", "cuda"),
-    "MODEL_CACHE_TIMEOUT_SEC": ("30", "vosk.idle_ttl_s", 30.0),
+    "MODEL_CACHE_TIMEOUT_SEC": ("30", "onnx_asr.idle_ttl_s", 30.0),
     "MODEL_CACHE_MAX": ("5", "emotion.max_models", 5),
     "WHISPER_MODEL": ("medium", "whisper.default_model", "whisper-medium"),
     "FILE_MODEL": ("large", "ingress.default_transcriber", "whisper-large-v3"),
@@ -102,13 +102,13 @@ def test_a_file_goes_before_the_config_and_behind_our_own_names(
     args: dict[str, Any], env: Env, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env("MODEL_CACHE_MAX=5\nWHISPER_WORKERS=3\n")
-    monkeypatch.setenv("SPEECHGRAPH__VOSK__MAX_MODELS", "7")
+    monkeypatch.setenv("SPEECHGRAPH__ONNX_ASR__MAX_MODELS", "7")
     merged = SpeechArgs(**args)
     assert merged.whisper is not None
-    assert merged.vosk is not None
+    assert merged.onnx_asr is not None
     assert (merged.whisper.max_models, merged.whisper.concurrency) == (5, 3)
-    assert merged.vosk.max_models == 7, "SPEECHGRAPH__ wins"
-    assert merged.vosk.preload == ("demo-vosk", "demo-gigaam"), "what nobody names stays"
+    assert merged.onnx_asr.max_models == 7, "SPEECHGRAPH__ wins"
+    assert merged.onnx_asr.preload == ("demo-vosk", "demo-gigaam"), "what nobody names stays"
 
 
 def test_empty_values_comments_and_quotes_are_those_of_dotenv_files(
@@ -153,9 +153,9 @@ def test_a_streaming_vosk_model_is_that_of_live_streams(args: dict[str, Any], en
     env("MODEL_NAME=Vosk5SmallStreaming\n")
     merged = SpeechArgs(**args)
     assert merged.live is not None
-    assert merged.vosk is not None
+    assert merged.onnx_asr is not None
     assert merged.live.default_model == "vosk-model-small-streaming-ru"
-    assert merged.vosk.default_model == "demo-vosk"
+    assert merged.onnx_asr.default_model == "demo-vosk"
 
 
 @pytest.mark.parametrize("name", ["MODEL_DOWNLOAD_ROOT", "MODEL_PATH"])
@@ -180,8 +180,8 @@ def test_a_deployment_that_is_not_there_is_left_alone(
     merged = SpeechArgs(**args)
     assert merged.whisper is None
     assert merged.emotion is None
-    assert merged.vosk is not None
-    assert merged.vosk.max_models == 5
+    assert merged.onnx_asr is not None
+    assert merged.onnx_asr.max_models == 5
     assert merged.ingress.default_transcriber == "demo-vosk"
     assert "DEFAULT_MODEL has no effect" in caplog.text
 

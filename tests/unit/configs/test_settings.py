@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import pytest
 from pydantic import BaseModel
 
 from configs import deployment_settings, settings
+from configs.settings import SpeechArgs
 
 
 def fields() -> Iterator[tuple[str, str | None]]:
@@ -30,3 +32,18 @@ def test_a_setting_in_seconds_or_bytes_names_its_unit() -> None:
         if name.endswith(ending) and unit not in (text or "")
     ]
     assert missing == ["ReloadableSettings.idle_ttl_s"], "which refers to another setting"
+
+
+def test_a_section_may_have_its_former_name_and_variables_of_both_names_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SPEECHGRAPH__VOSK__MAX_MODELS", "7")
+    monkeypatch.setenv("SPEECHGRAPH__VOSK__CONCURRENCY", "2")
+    monkeypatch.setenv("SPEECHGRAPH__ONNX_ASR__CONCURRENCY", "3")
+    ingress = {"default_transcriber": "demo-vosk"}
+    for name in ("vosk", "onnx_asr"):
+        args = SpeechArgs(**{"ingress": ingress, name: {"default_model": "demo-vosk"}})
+        section = args.onnx_asr
+        assert section is not None
+        assert (section.default_model, section.max_models) == ("demo-vosk", 7), name
+        assert section.concurrency == 3, "the present name precedes"

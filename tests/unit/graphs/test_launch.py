@@ -12,7 +12,7 @@ from graphs import launch
 from graphs.launch import drain_deployment, root_cause
 
 MESSAGE = """The deployment failed to start 3 times in a row. Error:
-ray::ServeReplica:speech:Vosk.initialize_and_get_metadata() (pid=32720, ip=192.0.2.2)
+ray::ServeReplica:speech:OnnxAsr.initialize_and_get_metadata() (pid=32720, ip=192.0.2.2)
   File "/x/replica.py", line 3521, in initialize_and_get_metadata
     await self._replica_impl.initialize(deployment_config, rank, gang_context)
 RuntimeError: Traceback (most recent call last):
@@ -23,7 +23,7 @@ RuntimeError: Protobuf parsing failed.
 
 The above exception was the direct cause of the following exception:
 
-  File "/x/deployments/vosk.py", line 22, in __init__
+  File "/x/deployments/onnx_asr.py", line 22, in __init__
     self._host = EngineHost(settings, self._load, "transcribe")
                  ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
 speech.errors.ModelUnavailable: model 'demo-vosk' does not load:

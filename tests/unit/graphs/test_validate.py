@@ -28,7 +28,7 @@ def test_every_config_that_we_ship_is_valid(repository: Path, name: str) -> None
 def test_serve_config_shows_every_deployment_and_what_may_change_live(repository: Path) -> None:
     config = yaml.safe_load((repository / "serve_config.yaml").read_text(encoding="utf-8"))
     (application,) = config["applications"]
-    families = {"ingress", "decoder", "whisper", "vosk", "emotion", "diarization"}
+    families = {"ingress", "decoder", "whisper", "onnx_asr", "emotion", "diarization"}
     assert families <= set(application["args"])
     assert all("scaling" in application["args"][f] for f in families)
     assert any("user_config" in d for d in application["deployments"])
@@ -65,7 +65,7 @@ def test_serve_config_shows_every_deployment_and_what_may_change_live(repository
         ("args.ingress", "whisper_rest_aliases", {"base": "nobody"}, "'base' means 'nobody'"),
         ("args.ingress.sessions", "speaker_model", "nobody", "'nobody' is no speaker model"),
         ("args.ingress.sessions", "speaker_model", "demo-pyannote", "is no speaker model"),
-        ("args.vosk", "scaling", {"min_replicas": 3}, "min_replicas is above max_replicas"),
+        ("args.onnx_asr", "scaling", {"min_replicas": 3}, "min_replicas is above max_replicas"),
         ("args.jobs", "webhook_secret", "whsec_@", "args.jobs.webhook_secret: is not base64"),
         ("args.jobs", "webhook_secret", "", "args.jobs.webhook_secret: is empty"),
         ("args.jobs", "database", "mysql://host/db", "args.jobs.database: is no URL that begins"),
@@ -80,7 +80,9 @@ def test_serve_config_shows_every_deployment_and_what_may_change_live(repository
             "user_config.max_model",
         ),
         ("", "deployments", [{"name": "Decoder", "user_config": {}}], "takes no user_config"),
-        ("", "deployments", [{"name": "Vosk"}, {"name": "Vosk"}], "'Vosk' is given twice"),
+        ("", "deployments", [{"name": "OnnxAsr"}, {"name": "OnnxAsr"}], "'OnnxAsr' is given twice"),
+        ("", "deployments", [{"name": "Vosk"}], "no deployment 'Vosk', which is OnnxAsr now"),
+        ("args", "vosk", {"default_model": "demo-vosk"}, "vosk is the former name of onnx_asr"),
         ("", "route_prefix", "speech", "must start with a forward slash"),
         ("", "route_prefix", "/speech/", "may not end with a trailing '/'"),
         ("", "runtime_env", {"env_vars": {"SPEECHGRAPH_RELEASE": 0.2}}, "but the value 0.2 is"),
@@ -119,7 +121,7 @@ def test_a_mistake_is_named_with_its_place(
 def test_an_override_that_serve_cannot_apply_is_named(
     config: Any, tmp_path: Path, options: dict[str, Any], complaint: str
 ) -> None:
-    config["applications"][0]["deployments"] = [{"name": "Vosk", **options}]
+    config["applications"][0]["deployments"] = [{"name": "OnnxAsr", **options}]
     file = tmp_path / "broken.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     (problem,) = problems(file)
@@ -193,7 +195,7 @@ def test_a_failed_build_has_a_message_of_one_line_that_serve_shows_without_a_tra
 
 @pytest.mark.parametrize(
     "name",
-    ["Ingress", "Decoder", "Whisper", "Vosk", "Live", "Emotion", "Diarization", "JobRunner"],
+    ["Ingress", "Decoder", "Whisper", "OnnxAsr", "Live", "Emotion", "Diarization", "JobRunner"],
 )
 def test_every_deployment_of_the_graph_can_be_overridden(
     config: Any, tmp_path: Path, name: str
@@ -243,7 +245,7 @@ def test_the_files_of_default_and_preloaded_models_are_checked_where_asked(
 ) -> None:
     args = config["applications"][0]["args"]
     args["models_dir"] = str(tmp_path)
-    args["vosk"]["preload"] = ["gigaam-v3-ctc"]
+    args["onnx_asr"]["preload"] = ["gigaam-v3-ctc"]
     args["diarization"]["default_model"] = "pyannote-community-1"
     args["live"]["default_model"] = "vosk-model-small-streaming-ru"
     file = tmp_path / "config.yaml"
@@ -254,7 +256,7 @@ def test_the_files_of_default_and_preloaded_models_are_checked_where_asked(
     assert [line.split(" is not on this server ")[0] for line in lines] == [
         f"{file}: applications[speech].args.{place}: model {model}"
         for place, model in (
-            ("vosk", "gigaam-v3-ctc"),
+            ("onnx_asr", "gigaam-v3-ctc"),
             ("diarization", "pyannote-community-1"),
             ("live", "vosk-model-small-streaming-ru"),
         )

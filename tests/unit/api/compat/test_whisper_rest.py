@@ -183,7 +183,7 @@ async def test_models_are_listed_with_the_descriptions_of_the_original(service):
 
 
 async def test_a_model_without_a_name_of_the_original_has_its_id(client, service):
-    service.families = {"whisper", "vosk"}
+    service.families = {"whisper", "onnx_asr"}
     names = (await client.get("/api/models")).json()["available_models"]
     assert set(names) == {"small", "large-v3-turbo", "vosk-ru"}
     for name in names:

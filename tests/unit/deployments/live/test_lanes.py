@@ -497,8 +497,8 @@ async def test_real_words_are_the_same_after_a_replay(
     replicas: Replicas, repository: Path, demo_audio: Path
 ) -> None:
     pytest.importorskip("sherpa_onnx")
-    from engines.vosk.local_recognizer import LocalRecognizer
-    from engines.vosk.streaming import StreamingEngine
+    from engines.onnx_asr.local_recognizer import LocalRecognizer
+    from engines.onnx_asr.streaming import StreamingEngine
 
     entry = Catalogue.load().find("demo-vosk-streaming")
     assert entry is not None

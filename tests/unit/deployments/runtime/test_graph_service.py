@@ -25,7 +25,7 @@ from tests.unit.deployments.fake_handles import FakeDeployment
 
 DEFAULTS: Mapping[Family, str] = {
     "whisper": "demo-whisper",
-    "vosk": "demo-vosk",
+    "onnx_asr": "demo-vosk",
     "emotion": "demo-gigaam-emo",
 }
 OPTIONS = ProcessOptions(frozenset({"transcribe"}), transcribe=TranscribeOptions(model="demo-vosk"))
@@ -51,7 +51,7 @@ def service(**replicas: list[Replica]) -> tuple[GraphService, dict[str, FakeDepl
     """A service whose families have these replicas; those not named have none."""
     methods: dict[str, Any] = {
         "decoder": {"decode": decode},
-        "vosk": {"transcribe": recognise, "stream": recognise_in_parts},
+        "onnx_asr": {"transcribe": recognise, "stream": recognise_in_parts},
     }
     handles: dict[str, Any] = {
         name: FakeDeployment(replicas=replicas.get(name, ()), **methods.get(name, {}))
@@ -84,14 +84,14 @@ async def test_a_file_is_decoded_and_recognised_on_the_handles() -> None:
     transcript = await graph.process(b"file", OPTIONS)
     assert transcript.segments == (HELLO,)
     assert transcript.duration == 2.0
-    assert handles["vosk"].transcribe.calls[0][-1] is None, "an interactive call"
+    assert handles["onnx_asr"].transcribe.calls[0][-1] is None, "an interactive call"
 
 
 async def test_the_calls_of_a_job_carry_its_id_and_report_their_stages() -> None:
     graph, handles = service()
     begun: list[Stage] = []
     await graph.process_job("job_1", b"file", OPTIONS, begun.append)
-    calls = [*handles["decoder"].decode.calls, *handles["vosk"].transcribe.calls]
+    calls = [*handles["decoder"].decode.calls, *handles["onnx_asr"].transcribe.calls]
     assert [arguments[-1] for arguments in calls] == ["job_1", "job_1"]
     assert begun == ["decode", "transcribe", "merge"]
 
@@ -105,7 +105,7 @@ async def test_a_stream_ends_with_its_transcript() -> None:
 
 def test_each_task_has_the_default_model_of_a_family_that_runs() -> None:
     graph, _ = service()
-    assert graph.families == {"whisper", "vosk", "emotion"}
+    assert graph.families == {"whisper", "onnx_asr", "emotion"}
     assert graph.default_models == {"transcribe": "demo-whisper", "emotion": "demo-gigaam-emo"}
 
 
@@ -127,7 +127,7 @@ async def test_a_family_that_does_not_answer_is_left_out(
 ) -> None:
     monkeypatch.setattr(graph_service, "STATS_TIMEOUT_S", 0.05)
     loaded = replica(cache_stats=[{"model_name": "a"}], progress={"job_1": 1.0})
-    graph, _ = service(whisper=[broken], vosk=[loaded])
+    graph, _ = service(whisper=[broken], onnx_asr=[loaded])
     assert await graph.cache_stats() == [{"model_name": "a"}]
     assert await graph.seconds_done() == {"job_1": 1.0}
 
@@ -138,7 +138,7 @@ async def test_a_replica_that_does_not_answer_hides_no_other(
 ) -> None:
     monkeypatch.setattr(graph_service, "STATS_TIMEOUT_S", 0.05)
     loaded = replica(cache_stats=[{"model_name": "a"}], progress={"job_1": 1.0})
-    graph, _ = service(vosk=[broken, loaded])
+    graph, _ = service(onnx_asr=[broken, loaded])
     assert await graph.cache_stats() == [{"model_name": "a"}]
     assert await graph.seconds_done() == {"job_1": 1.0}
 
@@ -146,7 +146,7 @@ async def test_a_replica_that_does_not_answer_hides_no_other(
 async def test_the_progress_of_jobs_comes_from_all_recognisers() -> None:
     graph, _ = service(
         whisper=[replica(progress={"job_1": 1.0}), replica(progress={})],
-        vosk=[replica(progress={"job_2": 2.0})],
+        onnx_asr=[replica(progress={"job_2": 2.0})],
         emotion=[failing(AssertionError("an emotion model recognises nothing"))],
     )
     assert await graph.seconds_done() == {"job_1": 1.0, "job_2": 2.0}
@@ -164,7 +164,7 @@ async def test_the_states_of_the_deployments_are_queried_once_a_while(
                 "replicas": [{"state": ReplicaState.STARTING}, {"state": ReplicaState.RUNNING}],
                 "deployment_config": {"num_replicas": 2},
             },
-            "Vosk": {
+            "OnnxAsr": {
                 "replicas": [{"state": ReplicaState.STARTING}],
                 "deployment_config": {"autoscaling_config": {"min_replicas": 1}},
             },
@@ -181,7 +181,7 @@ async def test_the_states_of_the_deployments_are_queried_once_a_while(
     for _ in range(3):
         assert await graph.deployment_states() == {
             "Whisper": DeploymentState(running=True, required=True),
-            "Vosk": DeploymentState(running=False, required=True),
+            "OnnxAsr": DeploymentState(running=False, required=True),
             "Emotion": DeploymentState(running=False, required=False),
         }
     assert queries == ["app"]
@@ -195,13 +195,13 @@ async def test_the_states_from_before_an_update_count_while_it_is_built(
 ) -> None:
     """Then, and after its build has failed, Serve lists no deployments; the old ones run."""
     replicas = {"replicas": [{"state": "RUNNING"}], "deployment_config": {"num_replicas": 1}}
-    reports: list[dict[str, Any]] = [{"Vosk": replicas}, {}]
+    reports: list[dict[str, Any]] = [{"OnnxAsr": replicas}, {}]
     context = SimpleNamespace(app_name="app")
     monkeypatch.setattr(graph_service.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(graph_service, "deployments_of", lambda _: reports.pop(0))
     monkeypatch.setattr(graph_service, "STATUS_AGE_S", -1.0)
     graph, _ = service()
-    running = {"Vosk": DeploymentState(running=True, required=True)}
+    running = {"OnnxAsr": DeploymentState(running=True, required=True)}
     assert await graph.deployment_states() == running
     assert await graph.deployment_states() == running
     assert reports == []

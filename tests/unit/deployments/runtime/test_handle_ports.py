@@ -77,11 +77,11 @@ async def test_a_file_that_kills_two_decoders_is_unsupported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "family"), [("demo-whisper", "whisper"), ("demo-gigaam", "vosk")]
+    ("model", "family"), [("demo-whisper", "whisper"), ("demo-gigaam", "onnx_asr")]
 )
 async def test_a_recognition_runs_on_the_deployment_of_its_model(model: str, family: str) -> None:
     deployments = {
-        name: handle(transcribe=answering(RECOGNITION.pack())) for name in ("whisper", "vosk")
+        name: handle(transcribe=answering(RECOGNITION.pack())) for name in ("whisper", "onnx_asr")
     }
     options = TranscribeOptions(model=model)
     found = await transcriber("job_1", **deployments).transcribe(AUDIO, options, 1)
@@ -102,7 +102,7 @@ async def test_a_stream_runs_on_the_deployment_of_its_model_and_has_all_its_part
 
     deployment = handle(stream=recognise)
     options = TranscribeOptions(model="demo-vosk")
-    parts = [p async for p in transcriber(vosk=deployment).stream(AUDIO, options)]
+    parts = [p async for p in transcriber(onnx_asr=deployment).stream(AUDIO, options)]
     assert [s.text for p in parts for s in p.segments] == [" 0", " 1"]
     assert (parts[-1].language, parts[-1].warnings) == ("en", ("odd",))
     assert deployment.stream.calls == [("a reference", options)]
@@ -122,7 +122,7 @@ async def test_a_stream_whose_replica_dies_continues_after_the_segments_it_had()
 
     options = TranscribeOptions(model="demo-vosk")
     deployment = handle(stream=recognise)
-    parts = [p async for p in transcriber(vosk=deployment).stream(AUDIO, options)]
+    parts = [p async for p in transcriber(onnx_asr=deployment).stream(AUDIO, options)]
     assert [s.text for p in parts for s in p.segments] == [" 0", " 1", " 2", " 3"]
     assert parts[-1].language == "en"
     assert len(deployment.stream.calls) == 2
@@ -134,7 +134,7 @@ async def test_a_stream_that_is_closed_cancels_its_call() -> None:
         yield part(1.0)
 
     deployment = handle(stream=recognise)
-    stream = transcriber(vosk=deployment).stream(AUDIO, TranscribeOptions(model="demo-vosk"))
+    stream = transcriber(onnx_asr=deployment).stream(AUDIO, TranscribeOptions(model="demo-vosk"))
     await anext(stream)
     await stream.aclose()
     assert [response.cancelled for response in deployment.stream.responses] == [True]
@@ -160,7 +160,7 @@ async def test_emotions_are_routed_by_their_model() -> None:
 
 def recognise(method: Any) -> Awaitable[object]:
     deployment = handle(transcribe=method)
-    return transcriber(vosk=deployment).transcribe(
+    return transcriber(onnx_asr=deployment).transcribe(
         AUDIO, TranscribeOptions(model="demo-vosk"), None
     )
 
@@ -171,7 +171,7 @@ async def recognise_in_parts(method: Any) -> object:
 
     deployment = handle(stream=parts)
     options = TranscribeOptions(model="demo-vosk")
-    return [p async for p in transcriber(vosk=deployment).stream(AUDIO, options)]
+    return [p async for p in transcriber(onnx_asr=deployment).stream(AUDIO, options)]
 
 
 def diarize(method: Any) -> Awaitable[object]:

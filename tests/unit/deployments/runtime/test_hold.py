@@ -13,7 +13,7 @@ from tests.unit.virtual_time import run_in_virtual_time
 class Replica:
     """A deployment of one replica; the times at which calls of ``hold`` began."""
 
-    deployment_name = "Vosk"
+    deployment_name = "OnnxAsr"
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -65,7 +65,7 @@ def test_replicas_are_released_when_the_caller_has_ended() -> None:
 
 
 def test_a_deployment_without_replicas_is_asked_again() -> None:
-    replica = Replica(DeploymentUnavailableError(DeploymentID("Vosk", "app")))
+    replica = Replica(DeploymentUnavailableError(DeploymentID("OnnxAsr", "app")))
 
     async def work() -> None:
         async with held([replica]):  # type: ignore[list-item]

@@ -44,7 +44,7 @@ def test_a_head_without_cpus_runs_no_replica() -> None:
 
 def test_each_model_that_is_missing_is_named_with_its_deployment(tmp_path: Path) -> None:
     files = ModelFiles(Catalogue.load(), tmp_path, offline=True)
-    wanted = [("vosk", "demo-vosk"), ("whisper", "whisper-tiny"), ("vosk", "gigaam-v3-ctc")]
-    (whisper, vosk) = missing_models(wanted, files)
+    wanted = [("onnx_asr", "demo-vosk"), ("whisper", "whisper-tiny"), ("onnx_asr", "gigaam-v3-ctc")]
+    (whisper, onnx_asr) = missing_models(wanted, files)
     assert whisper.startswith("whisper: model whisper-tiny is not on this server")
-    assert vosk.startswith("vosk: model gigaam-v3-ctc is not on this server")
+    assert onnx_asr.startswith("onnx_asr: model gigaam-v3-ctc is not on this server")

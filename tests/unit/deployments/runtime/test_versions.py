@@ -35,12 +35,12 @@ def versions(args: dict[str, Any]) -> dict[str, str | None]:
 @pytest.mark.parametrize(
     ("family", "change", "restarted"),
     [
-        ("vosk", {"max_models": 2}, {"Vosk"}),
+        ("onnx_asr", {"max_models": 2}, {"OnnxAsr"}),
         ("ingress", {"max_upload_bytes": 1}, {"Ingress"}),
         ("whisper", {"timeout_s": 60}, {"Whisper", "Ingress", "JobRunner"}),
         ("jobs", {"lease_s": 20}, {"JobRunner", "Ingress"}),
         ("decoder", {"lifecycle": {"drain_timeout_s": 5}}, {"Decoder"}),
-        ("vosk", {"scaling": {"max_replicas": 4}}, set()),
+        ("onnx_asr", {"scaling": {"max_replicas": 4}}, set()),
         ("ingress", {"scaling": {"max_replicas": 4}}, set()),
         ("live", {"scaling": {"max_replicas": 4}}, set()),
     ],

@@ -1,4 +1,4 @@
-"""Vosk and GigaAM models, on sherpa-onnx, as a deployment."""
+"""Speech recognisers in ONNX, such as Vosk and GigaAM, as a deployment."""
 
 from typing import TYPE_CHECKING
 
@@ -6,16 +6,16 @@ from deployments.runtime.host import RecogniserHost
 from engines import device
 
 if TYPE_CHECKING:
-    from engines.vosk.offline import VoskEngine
+    from engines.onnx_asr.offline import OnnxAsrEngine
 
 
-class Vosk(RecogniserHost):
-    """Recognises speech with the Vosk and GigaAM models of the catalogue."""
+class OnnxAsr(RecogniserHost):
+    """Recognises speech with the models of the catalogue that are in ONNX."""
 
-    def load(self, model: str) -> "device.Loaded[VoskEngine]":
+    def load(self, model: str) -> "device.Loaded[OnnxAsrEngine]":
         """See :meth:`EngineHost.load`."""
         # Imported here: the graph is built also where this engine's library is not installed.
-        from engines.vosk.offline import VoskEngine
+        from engines.onnx_asr.offline import OnnxAsrEngine
 
         entry = self._files.entry(model)
         path = self._files.locate(entry)
@@ -24,5 +24,5 @@ class Vosk(RecogniserHost):
             model,
             hw.target,
             "sherpa_onnx",
-            lambda on: VoskEngine(entry, path, device=on, threads=hw.threads),
+            lambda on: OnnxAsrEngine(entry, path, device=on, threads=hw.threads),
         )

@@ -13,10 +13,10 @@ import numpy as np
 
 from configs.catalogue import ModelEntry
 from engines.cancellation import CancelCheck, raise_if_cancelled
+from engines.onnx_asr.hotwords import check_hotwords, hotword_phrases
+from engines.onnx_asr.hypothesis import Hypothesis, words_of
+from engines.onnx_asr.sherpa_models import FLUSH_SILENCE, OnnxAsrOptions, load
 from engines.vad.silero_vad import SileroVad
-from engines.vosk.hotwords import check_hotwords, hotword_phrases
-from engines.vosk.hypothesis import Hypothesis, words_of
-from engines.vosk.sherpa_models import FLUSH_SILENCE, VoskOptions, load
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, InvalidRequest, SpeechError
 from speech.media.segmentation import Region, speech_regions, utterances
@@ -48,7 +48,7 @@ def ignored_options(options: TranscribeOptions, *, takes_hotwords: bool = False)
     )
 
 
-class VoskEngine:
+class OnnxAsrEngine:
     """One loaded model; :meth:`transcribe` may run in several threads at once."""
 
     def __init__(
@@ -65,7 +65,7 @@ class VoskEngine:
         ``device`` is "cpu" or "cuda" (which needs sherpa-onnx's CUDA build); ``compute_type`` is
         "int8" for the quantised files.
         """
-        self._options = VoskOptions.of(entry)
+        self._options = OnnxAsrOptions.of(entry)
         self._entry = entry
         self._recognizer = load(
             entry,

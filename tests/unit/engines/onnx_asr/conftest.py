@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.vosk.hypothesis import Hypothesis, words_of
-from engines.vosk.sherpa_models import VoskOptions, load
-from engines.vosk.streaming import StreamingEngine
+from engines.onnx_asr.hypothesis import Hypothesis, words_of
+from engines.onnx_asr.sherpa_models import OnnxAsrOptions, load
+from engines.onnx_asr.streaming import StreamingEngine
 from speech.audio import SAMPLE_RATE
-from tests.unit.engines.vosk.streaming_models import MODEL, Words, entry_of
+from tests.unit.engines.onnx_asr.streaming_models import MODEL, Words, entry_of
 from tests.unit.heldout import Clip, clips
 
 
@@ -32,7 +32,7 @@ def spoken(demo_audio: Path) -> list[Clip]:
 def expected(folder: Path, spoken: list[Clip]) -> list[Words]:
     """The words of each clip, decoded in one piece and alone by sherpa-onnx itself."""
     library = load(
-        entry_of(MODEL), VoskOptions(), folder, device="cpu", compute_type="auto", threads=1
+        entry_of(MODEL), OnnxAsrOptions(), folder, device="cpu", compute_type="auto", threads=1
     ).library
     found = []
     for clip in spoken:

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from configs.catalogue import Catalogue, ModelEntry
-from engines.vosk.streaming import Step, StreamingEngine
+from engines.onnx_asr.streaming import Step, StreamingEngine
 from speech.audio import Samples
 from speech.errors import EngineFailed
 from speech.transcript import Word
-from tests.unit.engines.vosk import toy_transducer
+from tests.unit.engines.onnx_asr import toy_transducer
 
 MODEL = "demo-vosk-streaming"
 Words = tuple[Word, ...]

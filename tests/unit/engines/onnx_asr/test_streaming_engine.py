@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.vosk.streaming import Step, StreamingEngine
+from engines.onnx_asr.streaming import Step, StreamingEngine
 from speech.audio import SAMPLE_RATE
 from speech.errors import EngineFailed, InvalidRequest, ModelNotInstalled, ModelUnavailable
-from tests.unit.engines.vosk.streaming_models import MODEL, Words, alone, entry_of, toy
+from tests.unit.engines.onnx_asr.streaming_models import MODEL, Words, alone, entry_of, toy
 from tests.unit.heldout import Clip
 
 WAIT_S = 30.0

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.vosk.local_recognizer import LocalRecognizer, LocalStream
-from engines.vosk.streaming import Step, StreamingEngine, StreamState
+from engines.onnx_asr.local_recognizer import LocalRecognizer, LocalStream
+from engines.onnx_asr.streaming import Step, StreamingEngine, StreamState
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable, Overloaded
-from tests.unit.engines.vosk.streaming_models import MODEL, Words, alone, entry_of, toy
+from tests.unit.engines.onnx_asr.streaming_models import MODEL, Words, alone, entry_of, toy
 from tests.unit.heldout import Clip
 
 WAIT_S = 30.0

@@ -24,7 +24,7 @@ FLUSH_SILENCE: Samples = np.zeros(round(0.66 * SAMPLE_RATE), np.float32)
 """Silence after an utterance that moves the last frames through a frame-synchronous model."""
 
 
-class VoskOptions(BaseModel):
+class OnnxAsrOptions(BaseModel):
     """``options`` of a catalogue entry of this family."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,7 +36,7 @@ class VoskOptions(BaseModel):
     )
 
     @classmethod
-    def of(cls, entry: ModelEntry) -> "VoskOptions":
+    def of(cls, entry: ModelEntry) -> "OnnxAsrOptions":
         """The options of a catalogue entry; raises ModelUnavailable."""
         try:
             return cls.model_validate(entry.options)
@@ -56,7 +56,7 @@ class Recognizer:
 
 def load(
     entry: ModelEntry,
-    options: VoskOptions,
+    options: OnnxAsrOptions,
     path: Path,
     *,
     device: str,

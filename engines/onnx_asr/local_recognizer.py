@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.batching import MicroBatcher
-from engines.vosk.streaming import Step, StreamingEngine, StreamState
+from engines.onnx_asr.streaming import Step, StreamingEngine, StreamState
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, Overloaded
 from speech.transcript import Word

@@ -16,8 +16,8 @@ import pytest
 import sentencepiece
 
 from configs.catalogue import Catalogue, ModelEntry
-from engines.vosk.hypothesis import Hypothesis, words_of
-from engines.vosk.offline import VoskEngine, ignored_options
+from engines.onnx_asr.hypothesis import Hypothesis, words_of
+from engines.onnx_asr.offline import OnnxAsrEngine, ignored_options
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import (
     Cancelled,
@@ -28,7 +28,7 @@ from speech.errors import (
 )
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition, Word
-from tests.unit.engines.vosk import toy_transducer
+from tests.unit.engines.onnx_asr import toy_transducer
 from tests.unit.heldout import Clip, clips, conversation, plain
 
 PLAIN = TranscribeOptions()
@@ -36,11 +36,11 @@ DEMO_MODELS = ("demo-vosk", "demo-gigaam", "demo-vosk-streaming")
 
 
 @pytest.fixture(scope="module", params=DEMO_MODELS)
-def engine(request: pytest.FixtureRequest, repository: Path) -> VoskEngine:
+def engine(request: pytest.FixtureRequest, repository: Path) -> OnnxAsrEngine:
     """Each model of this family in the demo pack: offline, GigaAM, frame-synchronous."""
     entry = Catalogue.load().find(request.param)
     assert entry is not None
-    return VoskEngine(entry, repository / "models" / "demo" / request.param, device="cpu")
+    return OnnxAsrEngine(entry, repository / "models" / "demo" / request.param, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def toy_entry(format_: str, languages: tuple[str, ...] = ("ru",), **options: Any
     return ModelEntry.model_validate(
         {
             "id": "toy",
-            "family": "vosk",
+            "family": "onnx_asr",
             "format": format_,
             "source": {"path": "toy"},
             "languages": languages,
@@ -68,10 +68,10 @@ def toy_entry(format_: str, languages: tuple[str, ...] = ("ru",), **options: Any
     )
 
 
-def toy_engine(folder: Path, *, streaming: bool = False, **options: Any) -> VoskEngine:
+def toy_engine(folder: Path, *, streaming: bool = False, **options: Any) -> OnnxAsrEngine:
     toy_transducer.write(folder, streaming=streaming)
     format_ = "streaming_transducer" if streaming else "transducer"
-    return VoskEngine(toy_entry(format_, **options), folder, device="cpu")
+    return OnnxAsrEngine(toy_entry(format_, **options), folder, device="cpu")
 
 
 def text_of(recognition: Recognition) -> str:
@@ -95,14 +95,14 @@ def assert_sound(recognition: Recognition, samples: Samples) -> None:
 
 
 def test_most_words_of_unseen_sentences_are_recognised(
-    engine: VoskEngine, spoken: list[Clip]
+    engine: OnnxAsrEngine, spoken: list[Clip]
 ) -> None:
     found = [text_of(engine.transcribe(clip.samples, PLAIN)) for clip in spoken]
     assert jiwer.wer([plain(clip.text) for clip in spoken], found) < 0.5
 
 
 def test_words_have_the_times_at_which_they_were_spoken(
-    engine: VoskEngine, spoken: list[Clip]
+    engine: OnnxAsrEngine, spoken: list[Clip]
 ) -> None:
     late_s = []
     for clip in spoken:
@@ -114,7 +114,7 @@ def test_words_have_the_times_at_which_they_were_spoken(
 
 
 def test_audio_of_any_length_is_recognised_utterance_by_utterance(
-    engine: VoskEngine, spoken: list[Clip], minute: Samples
+    engine: OnnxAsrEngine, spoken: list[Clip], minute: Samples
 ) -> None:
     recognition = engine.transcribe(minute, PLAIN)
     assert_sound(recognition, minute)
@@ -126,32 +126,34 @@ def test_audio_of_any_length_is_recognised_utterance_by_utterance(
     assert jiwer.wer(" ".join([once] * times), text_of(recognition)) < 0.5
 
 
-def test_words_of_ctc_models_have_no_probability(engine: VoskEngine, spoken: list[Clip]) -> None:
+def test_words_of_ctc_models_have_no_probability(engine: OnnxAsrEngine, spoken: list[Clip]) -> None:
     words = engine.transcribe(spoken[0].samples, PLAIN).segments[0].words
     assert {word.probability for word in words} == {None}
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.05, 20.0])
-def test_silence_of_any_length_gives_no_segments(engine: VoskEngine, seconds: float) -> None:
+def test_silence_of_any_length_gives_no_segments(engine: OnnxAsrEngine, seconds: float) -> None:
     silence = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
     assert engine.transcribe(silence, PLAIN).segments == ()
 
 
 def test_without_word_timestamps_segments_have_text_and_times_but_no_words(
-    engine: VoskEngine, spoken: list[Clip]
+    engine: OnnxAsrEngine, spoken: list[Clip]
 ) -> None:
     whole = engine.transcribe(spoken[0].samples, PLAIN).segments
     bare = engine.transcribe(spoken[0].samples, replace(PLAIN, word_timestamps=False)).segments
     assert bare == tuple(replace(segment, words=()) for segment in whole)
 
 
-def test_the_size_of_a_batch_does_not_change_the_words(engine: VoskEngine, minute: Samples) -> None:
+def test_the_size_of_a_batch_does_not_change_the_words(
+    engine: OnnxAsrEngine, minute: Samples
+) -> None:
     alone = text_of(engine.transcribe(minute, replace(PLAIN, batch_size=1)))
     assert jiwer.wer(alone, text_of(engine.transcribe(minute, replace(PLAIN, batch_size=64)))) < 0.1
 
 
 def test_requests_at_the_same_time_do_not_disturb_each_other(
-    engine: VoskEngine, spoken: list[Clip]
+    engine: OnnxAsrEngine, spoken: list[Clip]
 ) -> None:
     alone = [engine.transcribe(clip.samples, PLAIN) for clip in spoken]
     with ThreadPoolExecutor(4) as threads:
@@ -160,7 +162,7 @@ def test_requests_at_the_same_time_do_not_disturb_each_other(
 
 
 @pytest.mark.parametrize("polls", [0, 1, 3])
-def test_cancelled_work_stops(engine: VoskEngine, minute: Samples, polls: int) -> None:
+def test_cancelled_work_stops(engine: OnnxAsrEngine, minute: Samples, polls: int) -> None:
     asked = itertools.count()
     with pytest.raises(Cancelled):
         engine.transcribe(minute, replace(PLAIN, batch_size=1), lambda: next(asked) >= polls)
@@ -177,13 +179,13 @@ def test_cancelled_work_stops(engine: VoskEngine, minute: Samples, polls: int) -
     ],
 )
 def test_a_request_that_the_model_cannot_fulfil_is_refused(
-    engine: VoskEngine, wrong: dict[str, Any], message: str
+    engine: OnnxAsrEngine, wrong: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):
         engine.transcribe(np.zeros(100, np.float32), replace(PLAIN, **wrong))
 
 
-def test_options_without_effect_are_named_in_one_warning(engine: VoskEngine) -> None:
+def test_options_without_effect_are_named_in_one_warning(engine: OnnxAsrEngine) -> None:
     silence = np.zeros(100, np.float32)
     asked = replace(PLAIN, beam_size=2, hotwords="Anna", vad_filter=True, batch_size=4)
     (warning,) = engine.transcribe(silence, asked).warnings
@@ -206,7 +208,7 @@ def test_the_language_is_set_only_for_a_model_with_one_language(
 ) -> None:
     toy_transducer.write(tmp_path)
     for languages, expected in ((("ru",), "ru"), (("ru", "en"), None), ((), None)):
-        engine = VoskEngine(toy_entry("transducer", languages), tmp_path, device="cpu")
+        engine = OnnxAsrEngine(toy_entry("transducer", languages), tmp_path, device="cpu")
         recognition = engine.transcribe(spoken[0].samples, replace(PLAIN, language="ru"))
         assert recognition.language == expected
         assert recognition.language_probability is None
@@ -244,7 +246,7 @@ def test_hotwords_work_with_the_sentencepiece_model_that_vosk_ships(
     (tmp_path / "am-onnx" / "tokens.txt").rename(tmp_path / "lang" / "tokens.txt")
     (tmp_path / "lang" / "bpe.model").write_bytes(sentencepiece_model(["да нет"] * 9, 16))
     entry = toy_entry("transducer", decoding_method="modified_beam_search")
-    engine = VoskEngine(entry, tmp_path, device="cpu")
+    engine = OnnxAsrEngine(entry, tmp_path, device="cpu")
     unsteered = engine.transcribe(spoken[0].samples, PLAIN)
     steered = engine.transcribe(spoken[0].samples, replace(PLAIN, hotwords="нет"))
     assert steered.segments != unsteered.segments
@@ -272,12 +274,12 @@ def test_quantised_files_serve_when_int8_is_asked_for(
     toy_transducer.write(tmp_path, suffix=".int8")
     spoilt = ".int8" if loaded == "full" else ""
     (tmp_path / f"encoder{spoilt}.onnx").write_bytes(b"spoilt")
-    VoskEngine(toy_entry("transducer"), tmp_path, device="cpu", compute_type=compute_type)
+    OnnxAsrEngine(toy_entry("transducer"), tmp_path, device="cpu", compute_type=compute_type)
 
 
 def test_the_variant_that_is_there_serves(tmp_path: Path) -> None:
     toy_transducer.write(tmp_path, suffix="-epoch-9.int8")
-    VoskEngine(toy_entry("transducer"), tmp_path, device="cpu", compute_type="auto")
+    OnnxAsrEngine(toy_entry("transducer"), tmp_path, device="cpu", compute_type="auto")
 
 
 @pytest.mark.parametrize("missing", ["tokens.txt", "joiner.onnx", "encoder.onnx"])
@@ -287,20 +289,20 @@ def test_the_error_of_an_incomplete_model_names_the_missing_file(
     toy_transducer.write(tmp_path)
     (tmp_path / missing).unlink()
     with pytest.raises(ModelNotInstalled, match=f"holds no {missing}"):
-        VoskEngine(toy_entry("transducer"), tmp_path, device="cpu")
+        OnnxAsrEngine(toy_entry("transducer"), tmp_path, device="cpu")
 
 
 def test_a_damaged_model_is_unavailable(tmp_path: Path) -> None:
     toy_transducer.write(tmp_path)
     (tmp_path / "encoder.onnx").write_bytes(b"no network")
     with pytest.raises(ModelUnavailable, match="does not load"):
-        VoskEngine(toy_entry("transducer"), tmp_path, device="cpu")
+        OnnxAsrEngine(toy_entry("transducer"), tmp_path, device="cpu")
 
 
 def test_an_option_that_the_catalogue_misspells_is_named(tmp_path: Path) -> None:
     toy_transducer.write(tmp_path)
     with pytest.raises(ModelUnavailable, match="max_utterance"):
-        VoskEngine(toy_entry("transducer", max_utterance=9), tmp_path, device="cpu")
+        OnnxAsrEngine(toy_entry("transducer", max_utterance=9), tmp_path, device="cpu")
 
 
 def test_the_longest_utterance_is_the_catalogues(tmp_path: Path, minute: Samples) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from configs.catalogue import ModelEntry
-from engines.vosk.hotwords import check_hotwords, hotword_phrases
-from engines.vosk.hypothesis import Hypothesis, words_of
-from engines.vosk.sherpa_models import FLUSH_SILENCE, VoskOptions, load
+from engines.onnx_asr.hotwords import check_hotwords, hotword_phrases
+from engines.onnx_asr.hypothesis import Hypothesis, words_of
+from engines.onnx_asr.sherpa_models import FLUSH_SILENCE, OnnxAsrOptions, load
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, InvalidRequest
 from speech.transcript import Word
@@ -59,7 +59,7 @@ class StreamingEngine:
         compute_type: str = "auto",
         threads: int = 1,
     ) -> None:
-        """Load the model of a catalogue entry as :class:`engines.vosk.offline.VoskEngine` does.
+        """Load the model of a catalogue entry, with the arguments of the offline engine.
 
         Raises ModelUnavailable, and InvalidRequest if the model is not frame-synchronous.
         """
@@ -68,7 +68,7 @@ class StreamingEngine:
         self._model = entry.id
         recognizer = load(
             entry,
-            VoskOptions.of(entry),
+            OnnxAsrOptions.of(entry),
             path,
             device=device,
             compute_type=compute_type,
