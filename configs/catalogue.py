@@ -74,7 +74,9 @@ class ModelEntry(BaseModel):
     )
     translation: bool = Field(False, description="Translates speech to English. Whisper alone can.")
     licence: str
-    memory_mb: int = Field(gt=0, description="Resident memory of one loaded copy, MiB.")
+    memory_mb: int = Field(
+        gt=0, description="What one loaded copy takes, of the GPU or the RAM, MiB."
+    )
     description: str = ""
     options: dict[str, Any] = Field(
         default_factory=dict, description="Default options that the engine of the family takes."

@@ -9,7 +9,7 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.exceptions import RayServeException
 
-from configs.catalogue import CATALOGUE_PATH, Catalogue, resolve_path
+from configs.catalogue import Catalogue, resolve_path
 from configs.job_settings import JobSettings
 from configs.reasons import reasons
 from configs.settings import EngineSettings, ModelSettings, SpeechArgs
@@ -72,8 +72,8 @@ def build(args: SpeechArgs | dict[str, Any]) -> Application:
 
 
 def _graph(args: SpeechArgs) -> Application:
-    catalogue = Catalogue.load(resolve_path(args.catalogue or CATALOGUE_PATH))
-    files = ModelFiles(catalogue, resolve_path(args.models_dir), args.offline)
+    files = ModelFiles.of(args)
+    catalogue = files.catalogue
     models = args.model_deployments()
     _check_models(args, catalogue, models)
     surge = True

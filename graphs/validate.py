@@ -1,9 +1,10 @@
-"""`python -m graphs.validate FILE... [--offline] [--node]`: checks configs before Ray sees them.
+"""`python -m graphs.validate FILE... [OPTIONS]`: checks configs before Ray sees them.
 
 Serve ignores misspelt fields of a deployment and reports wrong arguments only after it has
 started to deploy; here both are errors with their place in the file. With --offline, this machine
 has to have the files of all default and preloaded models. With --node, the shell that is to run
-`ray start` is checked too.
+`ray start` is checked too. What the models may take of one GPU is printed, with a warning where it
+exceeds the memory of the card: that of --gpu-memory-mb, or of the one in this machine.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,7 +30,6 @@ from ray.serve._private.deployment_info import DeploymentInfo
 from ray.serve._private.utils import validate_route_prefix
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
-from configs.catalogue import CATALOGUE_PATH, Catalogue, resolve_path
 from configs.deployment_settings import Resources
 from configs.reasons import reasons
 from configs.settings import SERVE_ENVIRONMENT, TELEMETRY_OFF, ReloadableSettings, SpeechArgs
@@ -36,6 +37,7 @@ from deployments.runtime.model_access import ModelFiles
 from deployments.runtime.model_check import missing_models, named_models
 from deployments.runtime.rollout import endless
 from graphs import node_limits
+from graphs.gpu_memory import Share, description, fullest_gpu, warning
 from graphs.speech import InvalidArguments, build
 
 RELOADABLE: dict[str, type[BaseModel]] = dict.fromkeys(
@@ -73,10 +75,19 @@ def _missing_files(application: ServeApplicationSchema) -> list[str]:
     if import_attr(application.import_path) is not build:
         return []
     args = SpeechArgs(**application.args)
-    catalogue = Catalogue.load(resolve_path(args.catalogue or CATALOGUE_PATH))
-    files = ModelFiles(catalogue, resolve_path(args.models_dir), offline=True)
+    files = replace(ModelFiles.of(args), offline=True)
     place = f"applications[{application.name}].args"
     return [f"{place}.{problem}" for problem in missing_models(named_models(args), files)]
+
+
+def _gpu_shares(path: Path) -> Iterator[tuple[Share, ...]]:
+    """What the applications of a valid config may take of one GPU, those that take any."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for application in ServeDeploySchema.model_validate(config).applications:
+        if import_attr(application.import_path) is build:
+            args = SpeechArgs(**application.args)
+            if shares := fullest_gpu(args, ModelFiles.of(args)):
+                yield shares
 
 
 def _application_problems(application: ServeApplicationSchema) -> list[str]:
@@ -227,6 +238,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="check the limits and the environment of this shell for `ray start`",
     )
+    parser.add_argument(
+        "--gpu-memory-mb",
+        type=int,
+        metavar="MIB",
+        help="memory of a GPU that the models have to fit (default: of the one in this machine)",
+    )
     options = parser.parse_args(arguments)
     found = {str(path): problems(path, offline=options.offline) for path in options.configs}
     if options.node:
@@ -238,6 +255,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"{name}: {complaint}\n")
         if not complaints:
             sys.stdout.write(f"{name}: ok\n")
+    gpu_mb = options.gpu_memory_mb
+    for path in options.configs:
+        for shares in () if found[str(path)] else _gpu_shares(path):
+            problem = None if gpu_mb is None else warning(shares, gpu_mb)
+            if problem is not None:
+                sys.stderr.write(f"{path}: warning: {problem}\n")
+            else:
+                sys.stdout.write(f"{path}: {description(shares)}\n")
     return int(any(found.values()))
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from configs.catalogue import Catalogue, ModelEntry
-from configs.settings import EngineSettings
+from configs.catalogue import CATALOGUE_PATH, Catalogue, ModelEntry, resolve_path
+from configs.settings import EngineSettings, SpeechArgs
 from deployments.runtime.options import threads
 from engines import device, model_files
 from engines.cache import NEVER, ModelCache
@@ -28,6 +28,12 @@ class ModelFiles:
     catalogue: Catalogue
     models_dir: Path
     offline: bool
+
+    @classmethod
+    def of(cls, args: SpeechArgs) -> "ModelFiles":
+        """Those of a graph. Raises OSError, ValueError for the catalogue."""
+        catalogue = Catalogue.load(resolve_path(args.catalogue or CATALOGUE_PATH))
+        return cls(catalogue, resolve_path(args.models_dir), args.offline)
 
     def entry(self, model: str) -> ModelEntry:
         """The catalogue's entry. Raises ModelNotFound."""

@@ -272,3 +272,27 @@ def test_the_command_fails_on_a_broken_file_and_names_it(
     out, err = capsys.readouterr()
     assert "demo.yaml: ok" in out
     assert str(broken) in err
+
+
+def test_the_memory_of_one_gpu_is_added_up_and_compared_with_the_card(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(repository / "configs/gpu.yaml")
+    assert main([path]) == 0
+    out, err = capsys.readouterr()
+    assert (f"{path}: ok\n{path}: up to " in out, err) == (True, "")
+    assert main([path, "--gpu-memory-mb", "16000"]) == 0
+    assert capsys.readouterr() == (out, "")
+    assert main([path, "--gpu-memory-mb", "8000"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{path}: ok\n"
+    assert err.startswith(f"{path}: warning: up to ")
+    assert "It has 8000: " in err
+
+
+def test_the_memory_of_a_gpu_is_no_subject_of_a_config_without_one(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(repository / "configs/cpu.yaml")
+    assert main([path, "--gpu-memory-mb", "1"]) == 0
+    assert capsys.readouterr() == (f"{path}: ok\n", "")
