@@ -40,6 +40,7 @@ STATUS: Mapping[str, int] = {
     "overloaded": 503,
     "too_far_ahead": 503,
     "model_unavailable": 503,
+    "out_of_memory": 503,
     "cancelled": 503,
     "deadline_exceeded": 504,
     "engine_failed": 500,

@@ -188,6 +188,16 @@ class ModelCache(Generic[T]):
         self._collect()
         return dropped
 
+    def evict_unused(self, but: str) -> list[str]:
+        """Evict all models that are not in use, except one; returns their keys."""
+        with self._changed:
+            dropped = self._evict(
+                [key for key, entry in self._entries.items() if entry.evictable and key != but]
+            )
+            self._changed.notify_all()
+        self._collect()
+        return dropped
+
     def configure(self, max_models: int, idle_ttl_s: float) -> None:
         """Change the limits; surplus models are evicted now, those in use after their use."""
         with self._changed:

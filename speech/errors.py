@@ -116,6 +116,12 @@ class ModelUnavailable(Overloaded):
     code = "model_unavailable"
 
 
+class OutOfMemory(Overloaded):
+    """The memory, of the GPU or of the machine, does not suffice for a model or its work now."""
+
+    code = "out_of_memory"
+
+
 class DeadlineExceeded(SpeechError):
     """A stage did not finish within its deadline."""
 

@@ -22,10 +22,12 @@ from ray.serve.handle import (
 )
 
 from deployments.runtime.absence import absent_s
+from engines.out_of_memory import is_out_of_memory
 from speech.errors import (
     DeadlineExceeded,
     EngineFailed,
     ModelUnavailable,
+    OutOfMemory,
     Overloaded,
     SpeechError,
 )
@@ -53,9 +55,10 @@ async def call(
     Inference has no side effects, so a request whose replica died is sent once more. Cancelling
     this coroutine, or running out of ``timeout_s``, cancels the call in its replica.
 
-    Raises the domain's error that the replica raised, Overloaded, DeadlineExceeded, EngineFailed,
-    ModelUnavailable when no replica has run for longer than ``longest_absence_s`` or the node that
-    kept an argument died, and ReplicaDied when the second replica died as well.
+    Raises the domain's error that the replica raised, OutOfMemory or EngineFailed in the place of
+    any other, Overloaded, DeadlineExceeded, ModelUnavailable when no replica has run for longer
+    than ``longest_absence_s`` or the node that kept an argument died, and ReplicaDied when the
+    second replica died as well.
     """
     return await _with_retry(handle, args, timeout_s, longest_absence_s, _value)
 
@@ -193,6 +196,8 @@ def _domain_errors(name: str) -> Iterator[None]:
         # sent again, which the client or the job's next attempt does.
         raise ModelUnavailable(f"the input of {name} was lost with its node") from None
     except RayTaskError as error:
+        if is_out_of_memory(error.cause):
+            raise OutOfMemory(f"the memory of {name} does not suffice now", 5.0) from error
         raise EngineFailed(f"{name} failed on this input") from error
 
 

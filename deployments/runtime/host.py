@@ -16,11 +16,14 @@ from ray.serve import metrics
 from configs.reasons import reasons
 from configs.settings import ModelSettings, ReloadableSettings
 from deployments.runtime.hold import Holdable
+from deployments.runtime.metrics import count_out_of_memory
 from deployments.runtime.model_access import ModelFiles, hardware
 from deployments.runtime.worker import Call, Worker
 from engines.cache import ModelCache
 from engines.device import Loaded, WarmEngine, loaded_row
+from engines.out_of_memory import free_caches, is_out_of_memory
 from speech.audio import Audio, Samples
+from speech.errors import OutOfMemory
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition, Segment
 
@@ -124,6 +127,33 @@ class EngineHost(Holdable, ABC, Generic[Engine]):
     def _with_engine(
         self, model: str, work: Callable[[Engine, Call], Result], call: Call
     ) -> Result:
+        """The result of the work; done once more after an out-of-memory that something helped.
+
+        Raises what the work and the load of the model do, and OutOfMemory.
+        """
+        for _ in range(2):
+            try:
+                return self._attempt(model, work, call)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error)
+            # Outside of the handler: the traceback keeps the frames, and what they allocated.
+            count_out_of_memory(model)
+            evicted = self._cache.evict_unused(but=model)
+            freed = free_caches()
+            logger.warning(
+                "model %s: out of memory; unloaded %s, freed %d MiB of caches: %s",
+                model,
+                ", ".join(evicted) or "nothing",
+                freed // 1024**2,
+                reason,
+            )
+            if not evicted and not freed:
+                break
+        raise OutOfMemory(f"the memory does not suffice for model {model} now", 5.0, reason)
+
+    def _attempt(self, model: str, work: Callable[[Engine, Call], Result], call: Call) -> Result:
         with ExitStack() as stack:
             with call.without_demand():  # batch calls that yield may have all places of the cache
                 loaded = stack.enter_context(self._cache.use(model))
@@ -182,7 +212,7 @@ class RecogniserHost(EngineHost[RecognitionEngine]):
         """Recognise the mono mix as an interactive call; the packed recognition in parts.
 
         See :meth:`speech.ports.FileTranscriber.stream`. What the caller has not taken yet waits
-        here: at most the segments of one file.
+        here: at most the segments of one file. After an out-of-memory they come once more.
         """
         loop = asyncio.get_running_loop()
         recognised: asyncio.Queue[Segment | None] = asyncio.Queue()

@@ -23,6 +23,20 @@ def observe_stage(stage: Stage, seconds: float) -> None:
 
 
 @cache
+def _out_of_memory() -> metrics.Counter:
+    return metrics.Counter(
+        "speechgraph_out_of_memory_total",
+        "Times that the memory did not suffice for a model or its work.",
+        tag_keys=("model",),
+    )
+
+
+def count_out_of_memory(model: str) -> None:
+    """Record that the memory did not suffice."""
+    _out_of_memory().inc(tags={"model": model})
+
+
+@cache
 def _live_sessions() -> metrics.Gauge:
     return metrics.Gauge("speechgraph_live_sessions", "Live streams of an ingress replica.")
 

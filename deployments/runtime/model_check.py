@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from configs.deployment_settings import Resources
 from configs.settings import EngineSettings, SpeechArgs
 from deployments.runtime.model_access import ModelFiles
+from engines.out_of_memory import is_out_of_memory
 from speech.errors import SpeechError
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
@@ -65,6 +66,9 @@ def not_loadable(
         try:
             ray.get(load)
         except RayTaskError as error:
+            if is_out_of_memory(error.cause):
+                logger.warning("the models of %s are not checked: %s", name, error.cause)
+                continue
             failed.append(f"{name}: {' '.join(str(error.cause).split())}")
         except WorkerCrashedError:
             failed.append(f"{name}: the process that loads its models crashes")

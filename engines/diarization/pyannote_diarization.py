@@ -15,6 +15,7 @@ import numpy as np
 from engines.cancellation import CancelCheck, hold_lock, raise_if_cancelled
 from engines.diarization.diarize_options import check_speaker_counts
 from engines.diarization.speaker_turns import label_by_appearance, turns_within
+from engines.out_of_memory import in_smaller_batches
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed, ModelNotInstalled, ModelUnavailable
 from speech.ports import DiarizeOptions
@@ -53,6 +54,7 @@ class PyannoteEngine:
             # The caching allocator of torch would keep the memory of an unloaded model.
             weakref.finalize(self, torch.cuda.empty_cache)
         self._pipeline = pipeline
+        self._batch_sizes = (pipeline.segmentation_batch_size, pipeline.embedding_batch_size)
         self._from_numpy = torch.from_numpy
         self._lock = threading.Lock()
         self.compute_type = "float32"
@@ -77,15 +79,22 @@ class PyannoteEngine:
             raise_if_cancelled(cancelled)
 
         waveform = self._from_numpy(samples.copy())[None]  # torch wants a writable array
+
+        def run(most: int) -> Any:
+            pipeline = self._pipeline
+            sizes = [min(size, most) for size in self._batch_sizes]
+            pipeline.segmentation_batch_size, pipeline.embedding_batch_size = sizes
+            return pipeline(
+                {"waveform": waveform, "sample_rate": SAMPLE_RATE},
+                num_speakers=options.num_speakers,
+                min_speakers=options.min_speakers,
+                max_speakers=options.max_speakers,
+                hook=hook,
+            )
+
         with hold_lock(self._lock, cancelled):
             try:
-                output = self._pipeline(
-                    {"waveform": waveform, "sample_rate": SAMPLE_RATE},
-                    num_speakers=options.num_speakers,
-                    min_speakers=options.min_speakers,
-                    max_speakers=options.max_speakers,
-                    hook=hook,
-                )
+                output = in_smaller_batches(max(self._batch_sizes), run)
             except Cancelled:
                 raise
             except Exception as error:

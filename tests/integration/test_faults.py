@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 from ray import serve
 
 from configs.catalogue import Catalogue, Source
@@ -61,6 +62,26 @@ def silent_wav(seconds: float, rate: int = 8000) -> bytes:
     return buffer.getvalue()
 
 
+def fail_to_allocate() -> None:
+    """Let the next window that the Whisper replica of the demo encodes meet an out-of-memory."""
+
+    def inject(_: Any) -> None:
+        from faster_whisper import WhisperModel
+
+        encode = WhisperModel.encode
+
+        def fail(*_: Any) -> None:
+            WhisperModel.encode = encode
+            raise RuntimeError("CUDA failed with error out of memory")
+
+        WhisperModel.encode = fail
+
+    (name,) = [
+        a.name for a in living_actors() if a.name.startswith("SERVE_REPLICA::speech#Whisper#")
+    ]
+    ray.get(ray.get_actor(name, namespace="serve").__ray_call__.remote(inject))
+
+
 @pytest.fixture(scope="module")
 def meeting(demo_audio: Path) -> Path:
     """Ten minutes of speech: work that lasts."""
@@ -85,6 +106,45 @@ def test_a_recogniser_killed_under_a_request_is_replaced_and_the_request_is_answ
     assert answer.status_code == 200, answer.text
     assert answer.json()["result"]["tra"]["segments"][-1]["end"] > 500
     assert not before & replica_pids("speech", "Whisper")
+
+
+def test_an_out_of_memory_is_answered_with_503_and_the_replica_serves_on(
+    demo: str, process: Process, dialogue: Path
+) -> None:
+    before = replica_pids("speech", "Whisper")
+    audio = dialogue.read_bytes()
+    answers = []
+    for path, field in (
+        ("/v1/process", "audio"),
+        ("/v1/audio/transcriptions", "file"),
+        ("/transcribe", "audio_file"),
+    ):
+        for shortage in (True, False):
+            if shortage:
+                fail_to_allocate()
+            url = f"{demo}{path}"
+            answers.append(httpx.post(url, files={field: ("a.flac", audio)}, timeout=120))
+    assert [a.status_code for a in answers] == [503, 200] * 3, [a.text for a in answers]
+    assert [a.headers.get("retry-after") for a in answers] == ["5", None] * 3
+    v1, openai, asr = [answer.json() for answer in answers[::2]]
+    assert v1["code"] == openai["error"]["code"] == "out_of_memory"
+    assert v1["detail"] == "the memory does not suffice for model demo-whisper now"
+    assert v1["detail"] in asr["detail"]
+    assert replica_pids("speech", "Whisper") == before
+
+
+def test_a_job_that_meets_an_out_of_memory_is_attempted_again(
+    demo: str, process: Process, dialogue: Path
+) -> None:
+    fail_to_allocate()
+    job = process(demo, dialogue, {}, async_process=True).json()["job_id"]
+
+    def ended() -> bool:
+        body = httpx.get(f"{demo}/v1/jobs/{job}", timeout=30).json()
+        assert body["status"] != "failed", body
+        return bool(body["status"] == "completed")
+
+    eventually(ended)
 
 
 def test_the_models_are_listed_while_a_deployment_has_no_replica(demo: str) -> None:
@@ -285,3 +345,9 @@ def test_a_model_that_does_not_load_is_found_without_a_replica(
     (problem,) = not_loadable({"onnx_asr": (OnnxAsr, settings)}, files)
     assert problem.startswith("onnx_asr: ")
     assert f"{tmp_path}/demo-vosk/model.onnx" in problem
+
+    class NoRoom:
+        def __init__(self, *_: object) -> None:
+            raise MemoryError
+
+    assert not_loadable({"vosk": (NoRoom, settings)}, files) == []

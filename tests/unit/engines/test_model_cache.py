@@ -343,3 +343,13 @@ def test_many_threads_share_few_places_without_a_double_load_or_a_stolen_model()
         for done in [pool.submit(work, seed) for seed in range(8)]:
             done.result(60)
     assert sum(row["in_use"] for row in cache.stats()) == 0
+
+
+def test_the_models_that_nobody_uses_are_evicted_but_one() -> None:
+    cache = cache_of(max_models=4)
+    touch(cache, "a", "b", "c")
+    with cache.use("d"):
+        assert cache.evict_unused(but="b") == ["a", "c"]
+        assert loaded(cache) == ["b", "d"]
+    assert cache.evict_unused(but="b") == ["d"]
+    assert cache.evict_unused(but="b") == []

@@ -14,6 +14,7 @@ from speech.errors import (
     DeadlineExceeded,
     EngineFailed,
     ModelUnavailable,
+    OutOfMemory,
     Overloaded,
     SpeechError,
     UnsupportedAudio,
@@ -172,10 +173,11 @@ async def test_the_deadline_covers_both_attempts(monkeypatch: pytest.MonkeyPatch
         (in_task(UnsupportedAudio("no audio")), UnsupportedAudio, "no audio"),
         (UnsupportedAudio("no audio"), UnsupportedAudio, "no audio"),
         (in_task(ZeroDivisionError()), EngineFailed, "Fake failed on this input"),
+        (in_task(MemoryError()), OutOfMemory, "the memory of Fake does not suffice now"),
         (in_task(LOST), ModelUnavailable, "the input of Fake was lost with its node"),
         (LOST, ModelUnavailable, "the input of Fake was lost with its node"),
     ],
-    ids=["full", "absent", "domain", "domain as it is", "bug", "lost input", "lost"],
+    ids=["full", "absent", "domain", "domain as it is", "bug", "memory", "lost input", "lost"],
 )
 async def test_errors_become_those_of_the_domain_and_are_not_retried(
     raised: Exception, kind: type[SpeechError], message: str

@@ -18,7 +18,7 @@ from engines import device
 from engines.cancellation import raise_if_cancelled
 from engines.device import Loaded, Target
 from speech.audio import Audio, Samples
-from speech.errors import ModelNotFound
+from speech.errors import EngineFailed, ModelNotFound, OutOfMemory
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition, Segment
 
@@ -185,3 +185,98 @@ async def test_an_idle_model_is_unloaded_by_the_health_check(announced: list[str
     deployment = recogniser(idle_ttl_s=1e-9)
     await deployment.check_health()
     assert models(deployment) == []
+
+
+class Card:
+    """Memory for so many models or calls at once: what does not fit is reported as on a GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shortages: list[str] = []
+        self.met: list[str] = []
+        """The models for which an out-of-memory was counted."""
+        monkeypatch.setattr(host, "count_out_of_memory", self.met.append)
+
+    def allocate(self, what: str) -> None:
+        if what in self.shortages:
+            self.shortages.remove(what)
+            raise RuntimeError("CUDA failed with error out of memory")
+
+
+@pytest.fixture
+def card(announced: list[str], monkeypatch: pytest.MonkeyPatch) -> Card:
+    """The memory of :class:`Recogniser`, which has shortages when a test adds them."""
+    card = Card(monkeypatch)
+    load, transcribe = Recogniser.load, Engine.transcribe
+
+    def load_in_memory(self: Recogniser, model: str) -> Any:
+        engine = load(self, model)
+        card.allocate(f"load {model}")
+        return engine
+
+    def transcribe_in_memory(self: Engine, *arguments: Any) -> Recognition:
+        try:
+            card.allocate(f"run {self.model}")
+        except RuntimeError as error:
+            raise EngineFailed("the model failed") from error
+        return transcribe(self, *arguments)
+
+    monkeypatch.setattr(Recogniser, "load", load_in_memory)
+    monkeypatch.setattr(Engine, "transcribe", transcribe_in_memory)
+    return card
+
+
+async def test_an_out_of_memory_unloads_what_is_not_in_use_and_repeats_the_call(card: Card) -> None:
+    deployment = recogniser(preload=["a", "b"])
+    card.shortages = ["run a"]
+    assert await deployment.transcribe(STEREO, options("a"), None, None)
+    assert models(deployment) == ["a"]
+    assert (deployment.loads, card.met) == (["a", "b"], ["a"])
+
+
+async def test_an_out_of_memory_that_nothing_can_help_is_raised_and_the_next_call_works(
+    card: Card,
+) -> None:
+    deployment = recogniser()
+    card.shortages = ["run a"]
+    with pytest.raises(OutOfMemory, match="does not suffice for model a") as error:
+        await deployment.transcribe(STEREO, options("a"), None, None)
+    assert error.value.__cause__ is error.value.__context__ is None, "it keeps what was allocated"
+    assert await deployment.transcribe(STEREO, options("a"), None, None)
+    assert (deployment.loads, card.met) == (["a"], ["a"])
+
+
+async def test_a_second_out_of_memory_is_raised(card: Card) -> None:
+    deployment = recogniser(preload=["a", "b"])
+    card.shortages = ["run a", "run a"]
+    with pytest.raises(OutOfMemory):
+        await deployment.transcribe(STEREO, options("a"), None, None)
+    assert card.met == ["a", "a"]
+    assert await deployment.transcribe(STEREO, options("a"), None, None)
+
+
+async def test_a_model_that_does_not_fit_is_loaded_in_the_place_of_one_that_is_not_in_use(
+    card: Card,
+) -> None:
+    deployment = recogniser(preload=["a"])
+    card.shortages = ["load b"]
+    assert await deployment.transcribe(STEREO, options("b"), None, None)
+    assert (models(deployment), deployment.loads) == (["b"], ["a", "b", "b"])
+
+
+async def test_a_model_that_does_not_fit_beside_those_in_use_leaves_them_as_they_are(
+    card: Card,
+) -> None:
+    deployment = recogniser(preload=["a"], concurrency=2)
+    held = deployment.proceed
+    held.clear()
+    running = asyncio.create_task(deployment.transcribe(STEREO, options("a"), None, None))
+    async with asyncio.timeout(WAIT_S):
+        while not deployment.cache_stats()[0]["in_use"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    card.shortages = ["load b"]
+    with pytest.raises(OutOfMemory):
+        await deployment.transcribe(STEREO, options("b"), None, None)
+    assert models(deployment) == ["a"]
+    held.set()
+    assert await running
+    assert await deployment.transcribe(STEREO, options("b"), None, None)

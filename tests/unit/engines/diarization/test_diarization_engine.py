@@ -4,6 +4,7 @@ import sys
 import wave
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from engines.diarization.backends import DiarizationEngine, load_engine
 from engines.diarization.channel_diarization import BLEED_DB, diarize_channels
 from engines.diarization.pyannote_diarization import PyannoteEngine
 from engines.diarization.sherpa_diarization import SherpaDiarizationEngine
+from engines.out_of_memory import is_out_of_memory
 from speech.audio import SAMPLE_RATE, Audio, Samples
 from speech.errors import (
     Cancelled,
@@ -361,6 +363,36 @@ class TestPyannote:
         noise = np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLE_RATE).astype(np.float32)
         with pytest.raises(Cancelled):
             pyannote.diarize(noise, DiarizeOptions(), lambda: True)
+
+    def test_an_out_of_memory_halves_the_batches_of_one_call(
+        self,
+        pyannote: DiarizationEngine,
+        conversation: Samples,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        import torch
+        from pyannote.audio import Inference
+
+        sizes: list[int] = []
+        most, infer = 2, Inference.infer
+
+        def infer_in_memory(self: Inference, chunks: Any, *rest: Any) -> Any:
+            sizes.append(len(chunks))
+            if len(chunks) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return infer(self, chunks, *rest)
+
+        expected = pyannote.diarize(conversation, DiarizeOptions())
+        monkeypatch.setattr(Inference, "infer", infer_in_memory)
+        assert pyannote.diarize(conversation, DiarizeOptions()) == expected
+        assert sizes[-1] <= most < sizes[0], sizes
+        most = 0
+        with pytest.raises(EngineFailed) as error:
+            pyannote.diarize(conversation, DiarizeOptions())
+        assert is_out_of_memory(error.value)
+        first, most = len(sizes), 99
+        assert pyannote.diarize(conversation, DiarizeOptions()) == expected
+        assert sizes[first] == sizes[0], "the next call has whole batches"
 
     def test_telemetry_is_off(self, pyannote: DiarizationEngine) -> None:
         from pyannote.audio.telemetry.metrics import is_metrics_enabled

@@ -16,6 +16,7 @@ from speech.errors import (
     InvalidRequest,
     ModelNotInstalled,
     ModelUnavailable,
+    OutOfMemory,
     Overloaded,
     SpeechError,
     UnsupportedAudio,
@@ -243,6 +244,14 @@ async def test_a_model_that_does_not_load_counts_as_a_failed_attempt(jobs: Jobs)
     job = jobs.desk.submit("", b"1", "{}")
     async with jobs.working(work):
         assert (await jobs.ended(job.id)).error_code == "model_unavailable"
+
+
+async def test_a_job_that_met_an_out_of_memory_is_attempted_again(jobs: Jobs) -> None:
+    work = Attempts(OutOfMemory("the card is full"))
+    job = jobs.desk.submit("", b"1", "{}")
+    async with jobs.working(work):
+        done = await jobs.ended(job.id)
+    assert (done.state, done.attempts) == ("completed", 2)
 
 
 @pytest.mark.parametrize(
