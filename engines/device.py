@@ -12,7 +12,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from engines import gpu
 from engines.gpu_libraries import Backend, load_libraries
-from speech.errors import InvalidRequest, ModelUnavailable, SpeechError
+from engines.out_of_memory import is_out_of_memory
+from speech.errors import InvalidRequest, ModelUnavailable, OutOfMemory, SpeechError
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
@@ -91,9 +92,20 @@ def load(model: str, target: Target, backend: Backend, build: Callable[[Device],
     """A warmed-up engine on the device of ``target``; ``build`` constructs it for a device.
 
     "auto" falls back to the CPU with one warning. "cuda" does not: it raises ModelUnavailable with
-    the same reason. Raises what ``build`` raises on the CPU, and InvalidRequest, such as
-    ModelNotInstalled, on either device.
+    the same reason. Raises what ``build`` raises on the CPU, and on either device InvalidRequest,
+    such as ModelNotInstalled, and OutOfMemory: a shortage passes, a fallback would stay.
     """
+    try:
+        return _load(model, target, backend, build)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"the memory does not suffice to load model {model} now", 5.0, _reason(error)
+        ) from error
+
+
+def _load(model: str, target: Target, backend: Backend, build: Callable[[Device], E]) -> Loaded[E]:
     fallback = None
     if target.tries_gpu:
         before = gpu.state()
@@ -101,9 +113,9 @@ def load(model: str, target: Target, backend: Backend, build: Callable[[Device],
         if fallback is None:
             try:
                 engine = _warm(build("cuda"))
-            except InvalidRequest:
-                raise
             except Exception as error:
+                if isinstance(error, InvalidRequest) or is_out_of_memory(error):
+                    raise
                 fallback = _reason(error)
                 logger.debug("model %s fails on the GPU", model, exc_info=True)
             else:

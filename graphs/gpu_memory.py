@@ -7,6 +7,7 @@ from configs.catalogue import ModelEntry
 from configs.deployment_settings import RAY_UNIT, Deployment
 from configs.settings import EngineSettings, ModelSettings, SpeechArgs
 from deployments.runtime.model_access import ModelFiles
+from engines import gpu
 
 PROCESS_MB = 500
 """What each process takes of a GPU beside its models: the context of CUDA and the kernels."""
@@ -71,6 +72,12 @@ def warning(shares: tuple[Share, ...], gpu_mb: int) -> str | None:
         f"{description(shares)}. It has {gpu_mb}: lower max_models or max_replicas, or let fewer "
         "replicas share it (resources.num_gpus)"
     )
+
+
+def memory_of_this_gpu_mb() -> int | None:
+    """The memory of the GPU that this process sees first, MiB; None where it sees none."""
+    card = gpu.state()
+    return None if card is None else card.total_mb
 
 
 def _on_gpu(args: SpeechArgs) -> Iterator[tuple[str, Deployment, EngineSettings]]:

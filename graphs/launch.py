@@ -54,7 +54,8 @@ from api.auth.key_file import create_key_file
 from configs.catalogue import resolve_path
 from configs.settings import SpeechArgs
 from deployments.runtime import logs
-from graphs import node_limits
+from deployments.runtime.model_access import ModelFiles
+from graphs import gpu_memory, node_limits
 from graphs.speech import InvalidArguments, build
 from graphs.validate import problems
 
@@ -116,6 +117,15 @@ def _fit_haproxy() -> None:
             f"{RAY_SERVE_HAPROXY_MAXCONN}, for the limit of file descriptors (ulimit -Hn)\n"
         )
         os.environ["RAY_SERVE_HAPROXY_MAXCONN"] = str(fit)
+
+
+def _gpu_warning(args: SpeechArgs) -> str:
+    """The line about models that may take more than the GPU of this machine has, else ""."""
+    gpu_mb = gpu_memory.memory_of_this_gpu_mb()
+    if gpu_mb is None:
+        return ""
+    problem = gpu_memory.warning(gpu_memory.fullest_gpu(args, ModelFiles.of(args)), gpu_mb)
+    return "" if problem is None else f"warning: {problem}\n"
 
 
 def _key_file(keys_file: str | None) -> str:
@@ -271,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
         args = SpeechArgs(**config["applications"][0]["args"])
+        sys.stderr.write(_gpu_warning(args))
         keys = _key_file(args.ingress.keys_file)
         service, dashboard = start(config, args, options.num_cpus)
         stop = partial(_stop, config["applications"][0]["name"], args)

@@ -37,7 +37,13 @@ from deployments.runtime.model_access import ModelFiles
 from deployments.runtime.model_check import missing_models, named_models
 from deployments.runtime.rollout import endless
 from graphs import node_limits
-from graphs.gpu_memory import Share, description, fullest_gpu, warning
+from graphs.gpu_memory import (
+    Share,
+    description,
+    fullest_gpu,
+    memory_of_this_gpu_mb,
+    warning,
+)
 from graphs.speech import InvalidArguments, build
 
 RELOADABLE: dict[str, type[BaseModel]] = dict.fromkeys(
@@ -255,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"{name}: {complaint}\n")
         if not complaints:
             sys.stdout.write(f"{name}: ok\n")
-    gpu_mb = options.gpu_memory_mb
+    gpu_mb = options.gpu_memory_mb or memory_of_this_gpu_mb()
     for path in options.configs:
         for shares in () if found[str(path)] else _gpu_shares(path):
             problem = None if gpu_mb is None else warning(shares, gpu_mb)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engines import gpu
-from engines.device import Device, Loaded, Target, load
-from speech.errors import ModelNotInstalled, ModelUnavailable
+from engines.device import Asked, Device, Loaded, Target, load
+from speech.errors import ModelNotInstalled, ModelUnavailable, OutOfMemory
 from tests.unit.fake_card import NAME, TOTAL_MB, FakeCard
 
 CUBLAS_MISSING = (
@@ -132,12 +132,32 @@ def test_auto_with_a_first_window_that_fails_is_the_cpu_with_one_warning(
     card: FakeCard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     failure = ModelUnavailable("the model failed", detail="/models/x")
-    failure.__cause__ = RuntimeError("CUDA failed with error\nout of memory")
+    failure.__cause__ = RuntimeError("CUDA failed with error\nno kernel image is available")
     monkeypatch.setattr(Engine, "failure", failure)
     found = loaded(Target("auto", True), card)
-    reason = "RuntimeError: CUDA failed with error out of memory"
+    reason = "RuntimeError: CUDA failed with error no kernel image is available"
     assert (found.engine.device, found.placement.fallback) == ("cpu", reason)
     assert warnings(caplog) == [f"Device fallback from cuda to cpu: model whisper-x: {reason}"]
+
+
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+def test_a_model_that_does_not_fit_the_gpu_now_is_no_reason_for_the_cpu(
+    asked: Asked, card: FakeCard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failure = RuntimeError("CUDA failed with error out of memory")
+    monkeypatch.setattr(Engine, "failure", failure)
+    with pytest.raises(OutOfMemory, match="does not suffice to load model whisper-x") as error:
+        loaded(Target(asked, True), card)
+    assert error.value.detail == f"RuntimeError: {failure}"
+    assert warnings(caplog) == []
+
+
+def test_a_model_that_does_not_fit_the_memory_of_the_machine_is_reported_alike() -> None:
+    def build(device: Device) -> Engine:
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory):
+        load("whisper-x", Target("cpu"), "ctranslate2", build)
 
 
 @pytest.mark.parametrize(

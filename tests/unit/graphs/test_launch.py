@@ -100,3 +100,20 @@ async def test_a_replica_that_is_not_drained_is_reported(
     reported = capsys.readouterr().err
     assert reported.startswith(report)
     assert bool(reported) == bool(report)
+
+
+def test_models_that_may_not_fit_the_gpu_are_named_before_anything_starts(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(*_: Any) -> Any:
+        raise RuntimeError("nothing starts in this test")
+
+    monkeypatch.setattr(launch, "start", start)
+    config = str(repository / "configs/gpu.yaml")
+    for total_mb, warned in ((8000, True), (80_000, False)):
+        card = gpu.Gpu("a card", total_mb, 0, total_mb)
+        monkeypatch.setattr(gpu, "state", lambda card=card: card)
+        assert launch.main([config]) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1] == "the graph did not come up: nothing starts in this test"
+        assert [line.startswith("warning: up to ") for line in lines[:-1]] == [True] * warned

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from ray.serve.exceptions import RayServeException
 
+from engines import gpu
 from graphs.speech import build
 from graphs.validate import main, problems
 
@@ -275,9 +276,10 @@ def test_the_command_fails_on_a_broken_file_and_names_it(
 
 
 def test_the_memory_of_one_gpu_is_added_up_and_compared_with_the_card(
-    repository: Path, capsys: pytest.CaptureFixture[str]
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(repository / "configs/gpu.yaml")
+    monkeypatch.setattr(gpu, "state", lambda: None)
     assert main([path]) == 0
     out, err = capsys.readouterr()
     assert (f"{path}: ok\n{path}: up to " in out, err) == (True, "")
@@ -288,6 +290,9 @@ def test_the_memory_of_one_gpu_is_added_up_and_compared_with_the_card(
     assert out == f"{path}: ok\n"
     assert err.startswith(f"{path}: warning: up to ")
     assert "It has 8000: " in err
+    monkeypatch.setattr(gpu, "state", lambda: gpu.Gpu("a card", 6000, 0, 6000))
+    assert main([path]) == 0
+    assert "It has 6000: " in capsys.readouterr().err
 
 
 def test_the_memory_of_a_gpu_is_no_subject_of_a_config_without_one(
