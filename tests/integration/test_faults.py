@@ -350,4 +350,4 @@ def test_a_model_that_does_not_load_is_found_without_a_replica(
         def __init__(self, *_: object) -> None:
             raise MemoryError
 
-    assert not_loadable({"vosk": (NoRoom, settings)}, files) == []
+    assert not_loadable({"onnx_asr": (NoRoom, settings)}, files) == []

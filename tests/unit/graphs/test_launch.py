@@ -1,6 +1,7 @@
 """What the launcher reports when a deployment does not start, or is not drained."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from ray.exceptions import RayActorError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
+from configs import legacy_environment
+from engines import gpu
 from graphs import launch
 from graphs.launch import drain_deployment, root_cause
 
@@ -109,6 +112,7 @@ def test_models_that_may_not_fit_the_gpu_are_named_before_anything_starts(
         raise RuntimeError("nothing starts in this test")
 
     monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(legacy_environment.log, "setLevel", lambda level: None)
     config = str(repository / "configs/gpu.yaml")
     for total_mb, warned in ((8000, True), (80_000, False)):
         card = gpu.Gpu("a card", total_mb, 0, total_mb)
