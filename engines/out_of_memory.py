@@ -39,6 +39,12 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
+def failure(message: str, error: Exception) -> EngineFailed | OutOfMemory:
+    """What an engine reports of an error of its library."""
+    kind = OutOfMemory if is_out_of_memory(error) else EngineFailed
+    return kind(f"{message}: {error}")
+
+
 def free_caches() -> int:
     """Free what is garbage, and the blocks that torch keeps of the GPU; bytes of the latter.
 

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.batching import MicroBatcher
+from engines.out_of_memory import failure
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import EngineFailed, ModelNotInstalled, ModelUnavailable
+from speech.errors import EngineFailed, ModelNotInstalled, ModelUnavailable, OutOfMemory
 
 _FILE = "embedding.onnx"
 _SHORTEST = SAMPLE_RATE
@@ -62,15 +63,17 @@ class SpeakerEngine:
     async def embed(self, samples: Samples) -> NDArray[np.float32]:
         """The embedding, float32 [dimensions] of norm 1, of mono samples at 16 kHz.
 
-        Of more than 30 s the middle 10 s are used. Raises EngineFailed, Overloaded.
+        Of more than 30 s the middle 10 s are used. Raises EngineFailed, OutOfMemory, Overloaded.
         """
         return await self._batcher.submit(samples)
 
-    def _compute(self, batch: Sequence[Samples]) -> list[NDArray[np.float32] | EngineFailed]:
+    def _compute(
+        self, batch: Sequence[Samples]
+    ) -> list[NDArray[np.float32] | EngineFailed | OutOfMemory]:
         try:
             return [self._vector(samples) for samples in batch]
         except Exception as error:
-            return [EngineFailed(f"the speaker model failed: {error}")]
+            return [failure("the speaker model failed", error)]
 
     def _vector(self, samples: Samples) -> NDArray[np.float32]:
         if len(samples) > _LONGEST:

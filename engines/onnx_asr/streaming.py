@@ -15,8 +15,9 @@ from configs.catalogue import ModelEntry
 from engines.onnx_asr.hotwords import check_hotwords, hotword_phrases
 from engines.onnx_asr.hypothesis import Hypothesis, words_of
 from engines.onnx_asr.sherpa_models import FLUSH_SILENCE, OnnxAsrOptions, load
+from engines.out_of_memory import failure
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import EngineFailed, InvalidRequest
+from speech.errors import EngineFailed, InvalidRequest, OutOfMemory
 from speech.transcript import Word
 
 
@@ -79,10 +80,10 @@ class StreamingEngine:
         self.takes_hotwords = recognizer.takes_hotwords
 
     def warm_up(self) -> None:
-        """Decode a second of silence. Raises EngineFailed."""
+        """Decode a second of silence. Raises EngineFailed, OutOfMemory."""
         second = np.zeros(SAMPLE_RATE, np.float32)
         (outcome,) = self.step([Step(self.open(), second, finish=True)])
-        if isinstance(outcome, EngineFailed):
+        if isinstance(outcome, Exception):
             raise outcome
 
     def open(self, hotwords: str | None = None) -> StreamState:
@@ -94,7 +95,7 @@ class StreamingEngine:
         check_hotwords(hotwords)
         return StreamState(hotword_phrases(hotwords) if self.takes_hotwords else None)
 
-    def step(self, steps: Sequence[Step]) -> list[tuple[Word, ...] | EngineFailed]:
+    def step(self, steps: Sequence[Step]) -> list[tuple[Word, ...] | EngineFailed | OutOfMemory]:
         """The words of each utterance so far, with times in seconds of the utterance.
 
         ``steps`` holds at most one step of a stream. A step that fails discards its utterance, and
@@ -143,7 +144,7 @@ class StreamingEngine:
 
     def _outcome(
         self, step: Step, decoded: set[StreamState], failed: dict[StreamState, Exception]
-    ) -> tuple[Word, ...] | EngineFailed:
+    ) -> tuple[Word, ...] | EngineFailed | OutOfMemory:
         stream = step.stream
         error = failed.get(stream)
         if error is None and (stream in decoded or (step.finish and stream.library)):
@@ -157,5 +158,5 @@ class StreamingEngine:
         if step.finish or error is not None:
             stream.library, stream.samples, stream.words = None, 0, ()
         if error is not None:
-            return EngineFailed(f"model '{self._model}' failed: {error}")
+            return failure(f"model '{self._model}' failed", error)
         return words

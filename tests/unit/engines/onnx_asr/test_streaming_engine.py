@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from engines.onnx_asr.streaming import Step, StreamingEngine
 from speech.audio import SAMPLE_RATE
-from speech.errors import EngineFailed, InvalidRequest, ModelNotInstalled, ModelUnavailable
+from speech.errors import (
+    EngineFailed,
+    InvalidRequest,
+    ModelNotInstalled,
+    ModelUnavailable,
+    OutOfMemory,
+)
 from tests.unit.engines.onnx_asr.streaming_models import MODEL, Words, alone, entry_of, toy
 from tests.unit.heldout import Clip
 
@@ -71,10 +77,10 @@ def test_a_failed_batch_loses_its_utterances_and_not_the_next_ones(
             ]
         )
     assert next(attempts) == 1  # sherpa-onnx has no states of theirs to go on with
-    assert isinstance(outcomes[0], EngineFailed)
+    assert isinstance(outcomes[0], OutOfMemory)
     assert "out of memory" in outcomes[0].message
-    assert isinstance(outcomes[1], EngineFailed)
-    assert not isinstance(outcomes[2], EngineFailed)
+    assert isinstance(outcomes[1], OutOfMemory)
+    assert not isinstance(outcomes[2], Exception)
     assert engine.step(
         [
             Step(streams[0], spoken[1].samples, finish=True),
