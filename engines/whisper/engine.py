@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faster_whisper import BatchedInferencePipeline, WhisperModel
+from faster_whisper import WhisperModel
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from engines.cancellation import CancelCheck, raise_if_cancelled
+from engines.whisper.batches import FittingBatches
 from engines.whisper.coverage import in_file
 from engines.whisper.request_model import RequestModel
 from engines.whisper.whisper_options import (
@@ -155,7 +156,7 @@ class WhisperEngine:
         if options.language_detection_threshold is None:
             passed["language_detection_threshold"] = 0.0  # no threshold: the first window decides
         if batched:
-            segments, info = BatchedInferencePipeline(model).transcribe(
+            segments, info = FittingBatches(model, options.batch_size).transcribe(
                 samples,
                 vad_filter=True,
                 vad_parameters=vad,

@@ -412,6 +412,27 @@ def test_batches_are_as_large_as_asked_for(
     assert sum(sizes) > 4
 
 
+def test_batches_that_do_not_fit_the_memory_are_halved_for_the_rest_of_the_request(
+    engine: WhisperEngine, minute: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(BATCHED, chunk_length=10, batch_size=4, word_timestamps=True)
+    expected = engine.transcribe(minute, options)
+    sizes: list[int] = []
+    encode = WhisperModel.encode
+
+    def encode_in_memory(self: Any, features: Any) -> Any:
+        if features.ndim == 3:  # else it is the window in which the language is detected
+            sizes.append(len(features))
+            if len(features) > 2:
+                raise RuntimeError("CUDA failed with error out of memory")
+        return encode(self, features)
+
+    monkeypatch.setattr(WhisperModel, "encode", encode_in_memory)
+    assert text(engine.transcribe(minute, options)) == text(expected)
+    assert sizes[:2] == [4, 2]
+    assert max(sizes[1:]) == 2
+
+
 def library_segment(text: str, no_speech: float, logprob: float, *times: float) -> Any:
     """A segment as the library gives it, with a word for each pair of times."""
     pairs = zip(times[::2], times[1::2], strict=True)
