@@ -1,0 +1,56 @@
+"""Checks on a GPU what can only be checked there: `benchmarks/gpu_check.sh` runs it.
+
+All four models of the demo on one GPU, by shares of it: the same text, turns and emotions as on
+the CPU, Whisper in every compute type, and an out-of-memory that is survived. Prints a table and
+writes JSON. ``--device cpu`` runs the same without a GPU. Exit status 1 if a step failed.
+"""
+
+import argparse
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from benchmarks.gpu_steps import GpuCheck, memory_mb
+from benchmarks.step_runner import Result, carry_out, table, write
+
+
+def main() -> int:
+    """Run the check."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--minutes", type=float, default=8, help="for all steps together")
+    parser.add_argument("--json", type=Path, default=Path("gpu_check.json"))
+    parser.add_argument(
+        "--then",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="to run while the graph is up, with SPEECHGRAPH_URL set; may be repeated",
+    )
+    options = parser.parse_args()
+    done: list[Result] = []
+
+    def report(result: Result) -> None:
+        done.append(result)
+        write(done, options.json)
+        print(f"{result.seconds:6.1f} s  {result.state:<8}{result.step}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        check = GpuCheck(options.device, Path(folder), options.then)
+        try:
+            carry_out(
+                check.steps(),
+                budget_s=options.minutes * 60,
+                memory_mb=partial(memory_mb, options.device),
+                end_processes=check.end_processes,
+                report=report,
+            )
+        finally:
+            check.end()
+    print(table(done))
+    return int(any(result.state == "failed" for result in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
