@@ -25,7 +25,8 @@ setup: .venv/.installed-$(VARIANT)
 	rm -f .venv/.installed*
 ifeq ($(TORCH),cpu)
 	# The hashes of the lock are of the CUDA build: torch and torchaudio come without.
-	sed -E '/^(torch|torchaudio|triton)==|^(nvidia|cuda)-/,/^    # via/d' $(LOCK) > .venv/others.lock
+	sed -E -e '/^nvidia-ml-py==/b' -e '/^(torch|torchaudio|triton)==|^(nvidia|cuda)-/,/^    # via/d' \
+		$(LOCK) > .venv/others.lock
 	$(UV) pip sync --quiet --compile-bytecode .venv/others.lock
 	sed -nE 's/^((torch|torchaudio)==[^ ]+).*/\1/p' $(LOCK) > .venv/torch.txt
 	$(UV) pip install --quiet --compile-bytecode --no-deps --torch-backend=cpu -r .venv/torch.txt

@@ -29,10 +29,11 @@ uv pip compile --quiet "${target[@]}" --extra all --extra gpu --generate-hashes 
 awk -v present="torch torchaudio triton $present" '
     BEGIN { split(present, names, " "); for (i in names) left_out[names[i] "=="] }
     /^[^ ]/ { split($1, name, "=="); keep = !(name[1] "==" in left_out) && $1 !~ /^(nvidia|cuda)-/ }
+    /^nvidia-ml-py==/ { keep = 1 }
     keep' "$work/all.txt" >"$work/lacking.txt"
 # Copies: a hard link would carry what is changed below into the cache of uv.
-uv pip install --quiet "${target[@]}" --target "$site" --link-mode copy --no-deps --only-binary :all: \
-    --requirements "$work/lacking.txt"
+uv pip install --quiet "${target[@]}" --target "$site" --link-mode copy --no-deps \
+    --only-binary :all: --requirements "$work/lacking.txt"
 # Its metadata: the code is that of the checkout.
 uv pip install --quiet "${target[@]}" --target "$site" --no-deps --editable .
 
