@@ -8,18 +8,26 @@ writes JSON. ``--device cpu`` runs the same without a GPU. Exit status 1 if a st
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu_steps import GpuCheck, memory_mb
 from benchmarks.step_runner import Result, carry_out, table, write
 
+MINUTES = 8.0
+
 
 def main() -> int:
     """Run the check."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--minutes", type=float, default=8, help="for all steps together")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help="for all steps together; the limit of each grows and shrinks with it",
+    )
     parser.add_argument("--json", type=Path, default=Path("gpu_check.json"))
     parser.add_argument(
         "--then",
@@ -38,9 +46,11 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         check = GpuCheck(options.device, Path(folder), options.then)
+        scale = options.minutes / MINUTES
+        steps = [replace(step, limit_s=step.limit_s * scale) for step in check.steps()]
         try:
             carry_out(
-                check.steps(),
+                steps,
                 budget_s=options.minutes * 60,
                 memory_mb=partial(memory_mb, options.device),
                 end_processes=check.end_processes,
