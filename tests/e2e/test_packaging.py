@@ -16,6 +16,7 @@ pytestmark = pytest.mark.timeout(600)
 UV = Path(sys.executable).parent / "uv"
 EXTRAS = ("", "whisper", "vosk", "emotion", "diarization", "diarization-light", "postgres", "s3")
 """``vosk`` is another name of ``onnx-asr``, which the test of a service installs."""
+WITHOUT_TORCH = "whisper,onnx-asr,emotion,diarization-light"
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +56,11 @@ def test_an_extra_alone_does_what_it_promises(
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_a_service_of_models_in_onnx_runs_without_torch(
+def test_a_service_runs_in_the_installation_without_torch(
     wheel: Path, repository: Path, tmp_path: Path
 ) -> None:
-    python = install(wheel, "onnx-asr", repository, tmp_path / "environment")
+    assert f".[{WITHOUT_TORCH}]" in (repository / "README.md").read_text(encoding="utf-8")
+    python = install(wheel, WITHOUT_TORCH, repository, tmp_path / "environment")
     entry = Catalogue.load().find("demo-vosk")
     assert entry is not None
     described = entry.model_dump(exclude_defaults=True)
