@@ -245,7 +245,7 @@ class GpuCheck:
         statuses = ", ".join(f"{model} {found[0]}" for model, found in facts.items())
         for response in full.values():
             if response.status_code != 200 and not _is_out_of_memory(response):
-                raise Unmet(f"{statuses}: neither an answer nor 503 with Retry-After", facts)
+                raise Unmet(f"{statuses}: neither an answer nor 503 out_of_memory", facts)
         if all(response.status_code == 200 for response in full.values()):
             raise Unmet(f"{statuses}: the memory was full, and nothing needed more", facts)
         seconds = recovered_after_s(url)
@@ -292,7 +292,8 @@ def recovered_after_s(url: str) -> float:
 
 
 def _is_out_of_memory(response: httpx.Response) -> bool:
-    return response.status_code == 503 and response.headers.get("Retry-After", "").isdigit()
+    retry = response.headers.get("Retry-After", "").isdigit()
+    return response.status_code == 503 and retry and "out_of_memory" in response.text
 
 
 def _whisper_texts(device: Device, compute_type: str) -> Facts:

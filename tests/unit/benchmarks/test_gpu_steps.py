@@ -62,15 +62,17 @@ class Played:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, device: str) -> None:
         self.text = "one"
         self.status = 200
+        self.code = "out_of_memory"
         self.rows: list[dict[str, Any]] = []
         self.whisper: dict[tuple[str, str], Facts] = {}
         self.configs: list[dict[str, Any]] = []
         self.check = GpuCheck(device, folder, ["true"])  # type: ignore[arg-type]
 
         def post(url: str, **request: Any) -> httpx.Response:
-            headers = {"Retry-After": "2"} if self.status == 503 else {}
-            body = {"result": result(self.text)}
-            return httpx.Response(self.status, headers=headers, json=body)
+            if self.status != 200:
+                body = {"code": self.code}
+                return httpx.Response(self.status, headers={"Retry-After": "2"}, json=body)
+            return httpx.Response(200, json={"result": result(self.text)})
 
         @contextmanager
         def graph(config: dict[str, Any], folder: Path, haproxy: bool) -> Iterator[Any]:
@@ -176,10 +178,18 @@ def test_an_out_of_memory_is_survived_if_it_is_503_and_an_answer_follows(
     assert summary.startswith("demo-whisper 503, demo-vosk 503; answered ")
 
 
-@pytest.mark.parametrize(("status", "reason"), [(500, "neither"), (200, "nothing needed more")])
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (500, "out_of_memory", "neither"),
+        (503, "overloaded", "neither"),
+        (200, "", "nothing needed more"),
+    ],
+)
 def test_another_answer_without_memory_fails(
-    status: int, reason: str, played: Played, full: Callable[[int], None]
+    status: int, code: str, reason: str, played: Played, full: Callable[[int], None]
 ) -> None:
+    played.code = code
     full(status)
     with pytest.raises(Unmet, match=reason):
         played.run("graph", "out of memory")
