@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -10,17 +10,35 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from configs.reasons import reasons
 
 Family = Literal["whisper", "onnx_asr", "emotion", "diarization"]
-Format = Literal[
+OnnxAsrFormat = Literal[  # onnx_asr, on onnx-asr: its own names of types and of files
+    "nemo-conformer-ctc",  # Parakeet CTC and others
+    "nemo-conformer-rnnt",  # Parakeet RNN-T
+    "nemo-conformer-tdt",  # Parakeet TDT
+    "nemo-conformer-aed",  # Canary
+    "gigaam-v2-ctc",
+    "gigaam-v2-rnnt",
+    "gigaam-v3-ctc",
+    "gigaam-v3-rnnt",
+    "gigaam-v3-e2e-ctc",
+    "gigaam-v3-e2e-rnnt",
+    "gigaam-multilingual-ctc",
+    "kaldi-rnnt",  # Vosk from 0.52
+    "t-one-ctc",
+]
+SherpaFormat = Literal[  # onnx_asr, on sherpa-onnx
+    "transducer",  # encoder, decoder, joiner (offline)
+    "streaming_transducer",  # the same, frame-synchronous
+    "nemo_ctc",  # NeMo-style CTC, GigaAM CTC included (offline)
+    "streaming_nemo_ctc",  # cache-aware NeMo CTC, frame-synchronous
+    "nemo_transducer",  # GigaAM RNNT
+]
+OtherFormat = Literal[
     "ctranslate2",  # whisper: a CTranslate2 directory
-    "transducer",  # onnx_asr: encoder, decoder, joiner (offline)
-    "streaming_transducer",  # onnx_asr: the same, frame-synchronous
-    "nemo_ctc",  # onnx_asr: NeMo-style CTC, GigaAM CTC included (offline)
-    "streaming_nemo_ctc",  # onnx_asr: cache-aware NeMo CTC, frame-synchronous
-    "nemo_transducer",  # onnx_asr: GigaAM RNNT
     "gigaam_emo",  # emotion: features and feature_lengths in, probs out
     "pyannote",  # diarization: a pyannote.audio pipeline
     "sherpa_onnx",  # diarization: segmentation.onnx and embedding.onnx
 ]
+Format = SherpaFormat | OnnxAsrFormat | OtherFormat
 
 CATALOGUE_PATH = Path(__file__).with_name("models.yaml")
 REPOSITORY_ROOT = CATALOGUE_PATH.parent.parent
@@ -72,7 +90,9 @@ class ModelEntry(BaseModel):
     languages: tuple[str, ...] = Field(
         (), description="Codes of Whisper's tokens (ISO 639-1 where there is one); empty: many."
     )
-    translation: bool = Field(False, description="Translates speech to English. Whisper alone can.")
+    translation: bool = Field(
+        False, description="Translates speech to English. Whisper and nemo-conformer-aed can."
+    )
     licence: str
     memory_mb: int = Field(
         gt=0, description="What one loaded copy takes, of the GPU or the RAM, MiB."
@@ -88,10 +108,32 @@ class ModelEntry(BaseModel):
         return "onnx_asr" if family == "vosk" else family
 
     @model_validator(mode="after")
-    def _only_whisper_translates(self) -> "ModelEntry":
-        if self.translation and self.family != "whisper":
-            raise ValueError(f"translation: models of the family {self.family} do not translate")
+    def _can_translate(self) -> "ModelEntry":
+        able = self.family == "whisper" or self.format == "nemo-conformer-aed"
+        if self.translation and not able:
+            raise ValueError(f"translation: models of the format {self.format} do not translate")
         return self
+
+    @model_validator(mode="after")
+    def _named_languages(self) -> "ModelEntry":
+        if self.needs_language and not self.languages:
+            raise ValueError("languages: are needed, as the model does not detect the language")
+        return self
+
+    @property
+    def backend(self) -> Literal["onnx_asr", "sherpa_onnx"]:
+        """The library of a recogniser in ONNX."""
+        return "onnx_asr" if self.format in get_args(OnnxAsrFormat) else "sherpa_onnx"
+
+    @property
+    def needs_language(self) -> bool:
+        """Whether a request has to name the language of the speech: Canary does not detect it."""
+        return self.format == "nemo-conformer-aed"
+
+    @property
+    def detects_language(self) -> bool:
+        """Whether the model finds the language by itself, and has no use for a hint."""
+        return self.family == "onnx_asr" and not self.needs_language and len(self.languages) != 1
 
     @property
     def streaming(self) -> bool:
@@ -104,8 +146,8 @@ class ModelEntry(BaseModel):
 
     @property
     def word_timestamps(self) -> bool:
-        """Whether the words have times: every recogniser gives them."""
-        return self.family in ("whisper", "onnx_asr")
+        """Whether the words have times: every recogniser gives them, Canary excepted."""
+        return self.family in ("whisper", "onnx_asr") and self.format != "nemo-conformer-aed"
 
     @property
     def hotwords(self) -> bool:

@@ -23,6 +23,6 @@ class OnnxAsr(RecogniserHost):
         return device.load(
             model,
             hw.target,
-            "sherpa_onnx",
+            "onnxruntime" if entry.backend == "onnx_asr" else "sherpa_onnx",
             lambda on: OnnxAsrEngine(entry, path, device=on, threads=hw.threads),
         )

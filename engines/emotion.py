@@ -18,6 +18,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from engines.cancellation import CancelCheck, raise_if_cancelled
+from engines.device import Device
+from engines.onnx_sessions import providers, session_options
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, ModelUnavailable
 
@@ -92,33 +94,29 @@ class _Window:
 class EmotionEngine:
     """One loaded model; :meth:`classify` may run in several threads at once."""
 
-    def __init__(self, path: Path, *, device: str, threads: int) -> None:
+    def __init__(self, path: Path, *, device: Device, threads: int) -> None:
         """Load ``model.onnx`` (``features``, ``feature_lengths`` → ``probs``) from a directory.
 
         ``device`` is "cpu" or "cuda"; ``threads`` is per inference. Raises ModelUnavailable, also
         where onnxruntime would take the CPU for a GPU that does not work.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Idle threads must not spin: other replicas share the cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers = ["CPUExecutionProvider"]
-        if device == "cuda":
-            providers.insert(0, "CUDAExecutionProvider")
+        wanted = providers(device)
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path / "model.onnx"), options, providers=providers, enable_fallback=0
+                str(path / "model.onnx"),
+                session_options(threads),
+                providers=wanted,
+                enable_fallback=0,
             )
             self.labels = _labels(path)
         except Exception as error:
             raise ModelUnavailable(
                 "the emotion model does not load", detail=f"{path}: {error}"
             ) from error
-        if providers[0] not in self._session.get_providers():
+        if wanted[0] not in self._session.get_providers():
             raise ModelUnavailable(
                 "the emotion model does not load on the GPU",
-                detail=f"onnxruntime has no {providers[0]}; it wrote the reason to stderr",
+                detail=f"onnxruntime has no {wanted[0]}; it wrote the reason to stderr",
             )
 
     @property

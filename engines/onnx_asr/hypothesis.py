@@ -1,4 +1,4 @@
-"""Hypotheses of sherpa-onnx: tokens, and the words they form."""
+"""Hypotheses: tokens, and the words they form."""
 
 import math
 from collections.abc import Sequence
@@ -17,17 +17,22 @@ class Hypothesis:
     """The tokens recognised in one utterance.
 
     A token that begins a word begins with a space or ``▁``; ``times`` are the starts of the tokens
-    in seconds of the utterance; ``log_probabilities`` are natural logarithms, empty if the model
-    has none.
+    in seconds of the utterance, empty if the model has none; ``log_probabilities`` are natural
+    logarithms, empty if the model has none.
     """
 
     tokens: Sequence[str]
     times: Sequence[float]
     log_probabilities: Sequence[float]
 
+    @property
+    def text(self) -> str:
+        """The words, separated by spaces."""
+        return " ".join("".join(self.tokens).replace("▁", " ").split())
+
 
 def words_of(hypothesis: Hypothesis, utterance: Region) -> tuple[Word, ...]:
-    """Words with ascending times inside the utterance, in seconds of the file.
+    """Words with ascending times inside the utterance, in seconds of the file; tokens need times.
 
     A word lasts until the next token begins, at most :data:`_LONGEST_TOKEN_S` after the start of
     its last token. Its probability is the mean over its tokens.

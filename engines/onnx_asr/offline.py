@@ -1,24 +1,27 @@
-"""Vosk and GigaAM models on sherpa-onnx: audio of any length, in utterances.
+"""Recognisers in ONNX: audio of any length, in utterances.
 
 Voice activity detection cuts the audio into utterances of the length that the model can process; a
-batch of them is decoded at once. sherpa-onnx 2.0 gives token probabilities for transducers only:
-words of CTC models have ``probability`` None.
+batch of them is decoded at once. The format of a model names its backend: sherpa-onnx or onnx-asr.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from configs.catalogue import ModelEntry
 from engines.cancellation import CancelCheck, raise_if_cancelled
-from engines.onnx_asr.hotwords import check_hotwords, hotword_phrases
+from engines.device import Device
+from engines.onnx_asr.hotwords import check_hotwords
 from engines.onnx_asr.hypothesis import Hypothesis, words_of
-from engines.onnx_asr.sherpa_models import FLUSH_SILENCE, OnnxAsrOptions, load
+from engines.onnx_asr.model_options import OnnxAsrOptions
+from engines.out_of_memory import failure, in_smaller_batches
 from engines.vad.silero_vad import SileroVad
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import EngineFailed, InvalidRequest, SpeechError
+from speech.errors import InvalidRequest, SpeechError
 from speech.media.segmentation import Region, speech_regions, utterances
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition, Segment
@@ -48,6 +51,26 @@ def ignored_options(options: TranscribeOptions, *, takes_hotwords: bool = False)
     )
 
 
+class Backend(Protocol):
+    """A loaded recogniser; :meth:`decode` may run in several threads at once."""
+
+    @property
+    def takes_hotwords(self) -> bool:
+        """Whether hotwords have an effect."""
+        ...
+
+    @property
+    def compute_type(self) -> str:
+        """int8 for the quantised files, else float32."""
+        ...
+
+    def decode(
+        self, utterances: Sequence[Samples], options: TranscribeOptions, cancelled: CancelCheck
+    ) -> list[Hypothesis]:
+        """The hypothesis of each utterance, float32 [samples] at 16 kHz, in one batch."""
+        ...
+
+
 class OnnxAsrEngine:
     """One loaded model; :meth:`transcribe` may run in several threads at once."""
 
@@ -56,37 +79,32 @@ class OnnxAsrEngine:
         entry: ModelEntry,
         path: Path,
         *,
-        device: str,
+        device: Device,
         compute_type: str = "auto",
         threads: int = 1,
     ) -> None:
         """Load the model of a catalogue entry from ``path``; raises ModelUnavailable.
 
-        ``device`` is "cpu" or "cuda" (which needs sherpa-onnx's CUDA build); ``compute_type`` is
-        "int8" for the quantised files.
+        ``device`` is "cpu" or "cuda" (sherpa-onnx needs its CUDA build); ``compute_type`` is "int8"
+        for the quantised files.
         """
         self._options = OnnxAsrOptions.of(entry)
         self._entry = entry
-        self._recognizer = load(
-            entry,
-            self._options,
-            path,
-            device=device,
-            compute_type=compute_type,
-            threads=threads,
+        self._backend = _backend(
+            entry, self._options, path, device=device, compute_type=compute_type, threads=threads
         )
         self._vad = SileroVad()
 
     @property
     def compute_type(self) -> str:
         """int8 for the quantised files, else float32."""
-        return self._recognizer.compute_type
+        return self._backend.compute_type
 
     def warm_up(self) -> None:
         """Decode a second of silence."""
         second = np.zeros(SAMPLE_RATE, np.float32)
         self._vad.probabilities(second)
-        self._decode(second, [(0.0, 1.0)], TranscribeOptions(), lambda: False)
+        self._backend.decode([second], TranscribeOptions(), lambda: False)
 
     def transcribe(
         self,
@@ -99,12 +117,15 @@ class OnnxAsrEngine:
         """Recognise float32 [samples] at 16 kHz; one segment per utterance with words.
 
         ``cancelled`` is polled before each batch, and each chunk of a frame-synchronous model;
-        ``report`` receives the end of each batch in seconds, ``emit`` each segment. Raises
-        InvalidRequest, Cancelled, EngineFailed.
+        ``report`` receives the end of each batch in seconds, ``emit`` each segment. A batch
+        that is too large for the memory is decoded in smaller ones. Raises InvalidRequest,
+        Cancelled, EngineFailed, OutOfMemory.
         """
         self._check(options)
         languages = self._entry.languages
         language = languages[0] if len(languages) == 1 else None
+        if self._entry.needs_language:
+            language = options.language
         warnings = tuple(self._warnings(options))
         segments = []
         try:
@@ -114,11 +135,11 @@ class OnnxAsrEngine:
         except SpeechError:
             raise
         except Exception as error:
-            raise EngineFailed(f"model '{self._entry.id}' failed: {error}") from error
+            raise failure(f"model '{self._entry.id}' failed", error) from error
         return Recognition(tuple(segments), language, warnings=warnings)
 
     def _check(self, options: TranscribeOptions) -> None:
-        if options.task == "translate":
+        if options.task == "translate" and not self._entry.translation:
             raise InvalidRequest(f"model '{self._entry.id}' does not translate")
         supported = self._entry.languages
         if options.language is not None and supported and options.language not in supported:
@@ -126,15 +147,22 @@ class OnnxAsrEngine:
                 f"language '{options.language}' is not supported by model '{self._entry.id}', "
                 f"which supports {', '.join(supported)}"
             )
+        if options.language is None and self._entry.needs_language:
+            raise InvalidRequest(
+                f"model '{self._entry.id}' does not detect the language: name it in 'language', "
+                f"one of {', '.join(supported)}"
+            )
         if not 1 <= options.batch_size <= _MAX_BATCH:
             raise InvalidRequest(f"batch_size must be between 1 and {_MAX_BATCH}")
         check_hotwords(options.hotwords)
 
     def _warnings(self, options: TranscribeOptions) -> Iterator[str]:
-        ignored = ignored_options(options, takes_hotwords=self._recognizer.takes_hotwords)
+        ignored = ignored_options(options, takes_hotwords=self._backend.takes_hotwords)
         if ignored:
             yield f"model '{self._entry.id}' does not honour {', '.join(ignored)}"
-        if options.language is not None and len(self._entry.languages) != 1:
+        if options.word_timestamps and not self._entry.word_timestamps:
+            yield f"model '{self._entry.id}' gives no times of words"
+        if options.language is not None and self._entry.detects_language:
             yield f"model '{self._entry.id}' detects the language by itself and ignores the hint"
 
     def _segments(
@@ -150,49 +178,73 @@ class OnnxAsrEngine:
         cuts = utterances(regions, probabilities, self._options.max_utterance_s)
         for first in range(0, len(cuts), options.batch_size):
             batch = cuts[first : first + options.batch_size]
-            for utterance, hypothesis in zip(
-                batch, self._decode(samples, batch, options, cancelled), strict=True
-            ):
-                words = words_of(hypothesis, utterance)
-                if words:
-                    yield Segment(
-                        start=words[0].start,
-                        end=words[-1].end,
-                        text="".join(word.text for word in words),
-                        words=words if options.word_timestamps else (),
-                    )
+            samples_of = [_cut(samples, utterance) for utterance in batch]
+            decode = partial(self._decode, samples_of, options, cancelled)
+            hypotheses = in_smaller_batches(len(batch), decode)
+            for utterance, hypothesis in zip(batch, hypotheses, strict=True):
+                segment = _segment(hypothesis, utterance, with_words=options.word_timestamps)
+                if segment is not None:
+                    yield segment
             report(batch[-1][1])
 
     def _decode(
         self,
-        samples: Samples,
-        batch: Sequence[Region],
+        utterances: Sequence[Samples],
         options: TranscribeOptions,
         cancelled: CancelCheck,
+        size: int,
     ) -> list[Hypothesis]:
-        recognizer = self._recognizer.library
-        hotwords = hotword_phrases(options.hotwords) if self._recognizer.takes_hotwords else None
-        streams = []
-        for start, end in batch:
-            stream = recognizer.create_stream(hotwords=hotwords)
-            utterance = samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
-            stream.accept_waveform(SAMPLE_RATE, _at_least(utterance, _SHORTEST))
-            streams.append(stream)
-        if not self._recognizer.streaming:
-            raise_if_cancelled(cancelled)
-            recognizer.decode_streams(streams)
-            return [
-                Hypothesis(s.result.tokens, s.result.timestamps, s.result.ys_log_probs)
-                for s in streams
-            ]
-        for stream in streams:
-            stream.accept_waveform(SAMPLE_RATE, FLUSH_SILENCE)
-            stream.input_finished()
-        while ready := [s for s in streams if recognizer.is_ready(s)]:
-            raise_if_cancelled(cancelled)
-            recognizer.decode_streams(ready)
-        results = [recognizer.get_result_all(s) for s in streams]
-        return [Hypothesis(r.tokens, r.timestamps, r.ys_probs) for r in results]
+        return [
+            hypothesis
+            for first in range(0, len(utterances), size)
+            for hypothesis in self._backend.decode(
+                utterances[first : first + size], options, cancelled
+            )
+        ]
+
+
+def _backend(
+    entry: ModelEntry,
+    options: OnnxAsrOptions,
+    path: Path,
+    *,
+    device: Device,
+    compute_type: str,
+    threads: int,
+) -> Backend:
+    # Imported here: each of the two libraries is needed for its own formats alone.
+    if entry.backend == "onnx_asr":
+        from engines.onnx_asr.batched_backend import BatchedBackend
+
+        return BatchedBackend(
+            entry, path, device=device, compute_type=compute_type, threads=threads
+        )
+    from engines.onnx_asr.sherpa_backend import SherpaBackend
+
+    return SherpaBackend(
+        entry, options, path, device=device, compute_type=compute_type, threads=threads
+    )
+
+
+def _segment(hypothesis: Hypothesis, utterance: Region, *, with_words: bool) -> Segment | None:
+    """The segment of an utterance with text; with that utterance's times if the words have none."""
+    if hypothesis.tokens and not hypothesis.times:
+        text = hypothesis.text
+        return Segment(*utterance, text=f" {text}") if text else None
+    words = words_of(hypothesis, utterance)
+    if not words:
+        return None
+    return Segment(
+        start=words[0].start,
+        end=words[-1].end,
+        text="".join(word.text for word in words),
+        words=words if with_words else (),
+    )
+
+
+def _cut(samples: Samples, utterance: Region) -> Samples:
+    start, end = (round(time * SAMPLE_RATE) for time in utterance)
+    return _at_least(samples[start:end], _SHORTEST)
 
 
 def _at_least(samples: Samples, length: int) -> Samples:

@@ -7,14 +7,14 @@ Layouts: the files of a model are in its directory, or in Vosk 5's ``am-onnx/`` 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import sherpa_onnx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sentencepiece import SentencePieceProcessor
 
 from configs.catalogue import Format, ModelEntry
+from engines.onnx_asr.model_options import OnnxAsrOptions
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import ModelNotInstalled, ModelUnavailable, SpeechError
 
@@ -22,26 +22,6 @@ _TRANSDUCER = ("encoder", "decoder", "joiner")
 _CTC = ("model",)
 FLUSH_SILENCE: Samples = np.zeros(round(0.66 * SAMPLE_RATE), np.float32)
 """Silence after an utterance that moves the last frames through a frame-synchronous model."""
-
-
-class OnnxAsrOptions(BaseModel):
-    """``options`` of a catalogue entry of this family."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_utterance_s: float = Field(15.0, ge=2, le=60, description="Longest utterance, seconds.")
-    feature_dim: int = Field(80, ge=1, description="Mel bands; GigaAM models define their own.")
-    decoding_method: Literal["greedy_search", "modified_beam_search"] = Field(
-        "greedy_search", description="Beam search is for transducers, and hotwords need it."
-    )
-
-    @classmethod
-    def of(cls, entry: ModelEntry) -> "OnnxAsrOptions":
-        """The options of a catalogue entry; raises ModelUnavailable."""
-        try:
-            return cls.model_validate(entry.options)
-        except ValidationError as error:
-            raise ModelUnavailable(f"options of model '{entry.id}': {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

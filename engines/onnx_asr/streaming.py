@@ -14,7 +14,8 @@ import numpy as np
 from configs.catalogue import ModelEntry
 from engines.onnx_asr.hotwords import check_hotwords, hotword_phrases
 from engines.onnx_asr.hypothesis import Hypothesis, words_of
-from engines.onnx_asr.sherpa_models import FLUSH_SILENCE, OnnxAsrOptions, load
+from engines.onnx_asr.model_options import OnnxAsrOptions
+from engines.onnx_asr.sherpa_models import FLUSH_SILENCE, load
 from engines.out_of_memory import failure
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, InvalidRequest, OutOfMemory

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from models.recipes.ctc_export import GIGAAM, OFFLINE, STREAMING
+from models.recipes.ctc_export import GIGAAM, NEMO, OFFLINE, STREAMING
 from models.recipes.heldout import LANGUAGES
 from models.recipes.paths import DEMO
 from models.recipes.whisper_export import NAME as WHISPER
@@ -45,6 +45,12 @@ with whole utterances.""",
 Offline CTC in GigaAM's layout (64 mels, `is_giga_am=1`) for
 `sherpa_onnx.OfflineRecognizer.from_nemo_ctc`: the trunk of `demo-vosk-streaming` behind a stem of
 its own. It shares GigaAM's format, not its weights.""",
+    NEMO: """\
+`demo-vosk` in the layout of `nemo-conformer-ctc` of onnx-asr: the same weights behind a step that
+undoes the normalisation of NeMo's features. In a batch, the last 160 ms of the shorter utterances
+look ahead to the padding, so that their last word may differ from that of the utterance alone.
+Audio without speech is amplified by that normalisation and gives words: the service recognises only
+what voice activity detection finds.""",
 }
 _CTC_TOKENS = """\
 Text is lower-case without punctuation, `ё` written `е`. Every word is a lone `▁` (sherpa-onnx gives
@@ -57,7 +63,7 @@ Large matrices are stored as int8 with a scale per column; the runtime widens th
 
 def write() -> None:
     """Cards of all recognisers that have been measured."""
-    for name in (STREAMING, OFFLINE, GIGAAM, WHISPER):
+    for name in (STREAMING, OFFLINE, GIGAAM, NEMO, WHISPER):
         metrics = DEMO / name / "metrics.json"
         if metrics.exists():
             figures = json.loads(metrics.read_text(encoding="utf-8"))
@@ -76,6 +82,8 @@ def _ctc_card(name: str, figures: dict[str, Any]) -> str:
         _row("processor seconds per second of audio", figures, "rtf"),
     ]
     recipe = "python -m models.recipes.ctc && python -m models.recipes.ctc_export"
+    if name == NEMO:
+        recipe += " && python -m models.recipes.nemo_layout"
     made = f"""\
 Causal convolutions over 40 ms frames, {figures["parameters"] / 1e6:.1f} million weights in all,
 trained from scratch by CTC with the known times of pieces and phonemes beside it.

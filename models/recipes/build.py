@@ -22,7 +22,7 @@ WAVES: tuple[tuple[Lane, ...], ...] = (
         ("whisper", "whisper_export", "demo_audio", "heldout"),
         ("ctc", "ctc_export", "emotion", "diarization"),
     ),
-    (("evaluate",), ("evaluate_speakers",)),
+    (("evaluate", "nemo_layout"), ("evaluate_speakers",)),
     (("cards",),),
 )
 

@@ -91,6 +91,7 @@ _ABOUT_OTHERS = {
     "demo-vosk-streaming": "speech to text, streaming CTC for sherpa-onnx",
     "demo-vosk": "speech to text, offline CTC for sherpa-onnx",
     "demo-gigaam": "speech to text, offline CTC in GigaAM's layout",
+    "demo-nemo": "speech to text, offline CTC for onnx-asr",
 }
 
 _CREDITS = """\

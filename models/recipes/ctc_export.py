@@ -22,6 +22,8 @@ from models.recipes.features import MELS, Frontend
 from models.recipes.paths import DEMO
 
 STREAMING, OFFLINE, GIGAAM = "demo-vosk-streaming", "demo-vosk", "demo-gigaam"
+NEMO = "demo-nemo"
+"""``demo-vosk`` for onnx-asr, written by ``nemo_layout``."""
 _SHIFT = 16
 _LOOK_AHEAD = DELAY_FRAMES * STRIDE
 _SMALLEST_QUANTISED = 4096

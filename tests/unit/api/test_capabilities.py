@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
+from api.capabilities import check_capabilities, ignored_hints
 from configs.catalogue import Catalogue
+from speech.errors import InvalidRequest
+from speech.ports import TranscribeOptions
 from tests.unit.api.openai.realtime_client import PATH, update
 from tests.unit.fake_service import FakeService, app_of, client_of, model
 from tests.unit.live_service import STREAMING, UTTERANCES, WHISPER
@@ -196,3 +199,15 @@ async def test_a_realtime_session_shows_the_hints_that_its_model_takes(
     assert answer["type"] == "session.updated", answer
     transcription = answer["session"]["audio"]["input"]["transcription"]
     assert {n: v for n, v in transcription.items() if n in ("prompt", "keywords")} == shown
+
+
+def test_a_model_that_does_not_detect_the_language_asks_for_it_before_the_file_is_decoded() -> None:
+    canary = model("canary", "onnx_asr", format="nemo-conformer-aed", languages=["ru", "en"],
+                   translation=True)  # fmt: skip
+    catalogue = Catalogue.model_validate({"models": [canary]})
+    (entry,) = catalogue.models
+    with pytest.raises(InvalidRequest, match="'canary' does not detect it; name one of ru, en"):
+        check_capabilities(entry, TranscribeOptions(), catalogue, {"onnx_asr"})
+    named = TranscribeOptions(language="ru", task="translate")
+    check_capabilities(entry, named, catalogue, {"onnx_asr"})
+    assert list(ignored_hints(entry, named)) == []

@@ -65,9 +65,14 @@ def test_every_family_has_a_demo_model_that_lies_in_the_repository(catalogue: Ca
 
 
 def test_a_revision_is_a_commit_and_never_a_branch(catalogue: Catalogue) -> None:
-    pinned = [m.source.revision for m in catalogue.models if m.source.revision is not None]
-    assert all(HUB_COMMIT.fullmatch(revision) for revision in pinned)
-    assert len(set(pinned)) == len(pinned)
+    pinned = {
+        (m.source.repo, m.source.revision)
+        for m in catalogue.models
+        if m.source.revision is not None
+    }
+    assert all(HUB_COMMIT.fullmatch(revision) for _, revision in pinned)
+    assert len({revision for _, revision in pinned}) == len(pinned)
+    assert len({repository for repository, _ in pinned}) == len(pinned)
 
 
 def test_the_names_of_faster_whisper_mean_the_same_models_here(catalogue: Catalogue) -> None:
@@ -100,6 +105,7 @@ def test_turbo_and_the_demo_do_not_translate(catalogue: Catalogue) -> None:
         ({"family": "onnx_asr", "format": "streaming_transducer", "options": BEAM}, True),
         ({"family": "onnx_asr", "format": "nemo_transducer", "options": BEAM}, False),
         ({"family": "onnx_asr", "format": "nemo_ctc", "options": BEAM}, False),
+        ({"family": "onnx_asr", "format": "kaldi-rnnt", "options": BEAM}, False),
         ({"family": "emotion", "format": "gigaam_emo"}, False),
     ],
 )
@@ -147,7 +153,7 @@ def test_the_documentation_says_which_hub_models_are_not_pinned(
         ({"licnce": "MIT"}, "licnce"),
         (
             {"family": "onnx_asr", "format": "transducer", "translation": True},
-            "models of the family onnx_asr do not translate",
+            "models of the format transducer do not translate",
         ),
     ],
 )

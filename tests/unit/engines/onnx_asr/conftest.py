@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from engines.onnx_asr.hypothesis import Hypothesis, words_of
-from engines.onnx_asr.sherpa_models import OnnxAsrOptions, load
+from engines.onnx_asr.model_options import OnnxAsrOptions
+from engines.onnx_asr.sherpa_models import load
 from engines.onnx_asr.streaming import StreamingEngine
 from speech.audio import SAMPLE_RATE
 from tests.unit.engines.onnx_asr.streaming_models import MODEL, Words, entry_of

@@ -1,4 +1,4 @@
-"""Vosk and GigaAM models on sherpa-onnx: files, words, options, long audio."""
+"""Recognisers in ONNX: files, words, options, long audio; toy models are on sherpa-onnx."""
 
 import io
 import itertools
@@ -32,12 +32,12 @@ from tests.unit.engines.onnx_asr import toy_transducer
 from tests.unit.heldout import Clip, clips, conversation, plain
 
 PLAIN = TranscribeOptions()
-DEMO_MODELS = ("demo-vosk", "demo-gigaam", "demo-vosk-streaming")
+DEMO_MODELS = ("demo-vosk", "demo-gigaam", "demo-vosk-streaming", "demo-nemo")
 
 
 @pytest.fixture(scope="module", params=DEMO_MODELS)
 def engine(request: pytest.FixtureRequest, repository: Path) -> OnnxAsrEngine:
-    """Each model of this family in the demo pack: offline, GigaAM, frame-synchronous."""
+    """Each model of this family in the demo pack: offline, GigaAM, frame-synchronous, onnx-asr."""
     entry = Catalogue.load().find(request.param)
     assert entry is not None
     return OnnxAsrEngine(entry, repository / "models" / "demo" / request.param, device="cpu")
@@ -126,9 +126,16 @@ def test_audio_of_any_length_is_recognised_utterance_by_utterance(
     assert jiwer.wer(" ".join([once] * times), text_of(recognition)) < 0.5
 
 
-def test_words_of_ctc_models_have_no_probability(engine: OnnxAsrEngine, spoken: list[Clip]) -> None:
+def test_words_of_ctc_models_have_a_probability_on_onnx_asr_alone(
+    engine: OnnxAsrEngine, spoken: list[Clip], request: pytest.FixtureRequest
+) -> None:
     words = engine.transcribe(spoken[0].samples, PLAIN).segments[0].words
-    assert {word.probability for word in words} == {None}
+    probabilities = [word.probability for word in words]
+    if request.node.callspec.params["engine"] == "demo-nemo":
+        assert all(p is not None and 0 < p <= 1 for p in probabilities)
+        assert len(set(probabilities)) > 1
+    else:
+        assert set(probabilities) == {None}
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.05, 20.0])
@@ -316,10 +323,10 @@ def test_a_failure_of_the_library_is_an_error_of_the_family(
     engine = toy_engine(tmp_path)
 
     def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("a broken graph")
 
-    monkeypatch.setattr(engine._recognizer.library, "decode_streams", fail)
-    with pytest.raises(EngineFailed, match="out of memory"):
+    monkeypatch.setattr("sherpa_onnx.OfflineRecognizer.decode_streams", fail)
+    with pytest.raises(EngineFailed, match="model 'toy' failed: a broken graph"):
         engine.transcribe(spoken[0].samples, PLAIN)
 
 
