@@ -38,7 +38,9 @@ COMPUTE_TYPES = (
 )
 SHARES = {"whisper": 0.4, "onnx_asr": 0.1, "emotion": 0.1, "diarization": 0.25}
 """The part of the GPU that each deployment of models gets."""
-RECOGNISERS = ("demo-whisper", "demo-vosk")
+ONNX_RECOGNISER = "demo-nemo"
+"""Of the recognisers in ONNX one that runs on onnxruntime; sherpa-onnx's wheel has no CUDA."""
+RECOGNISERS = ("demo-whisper", ONNX_RECOGNISER)
 LONG = AUDIO / "meeting-10min.opus"
 BOUNDARY_S = 0.05
 """What a boundary of a turn may move by; a frame of the model is 17 ms."""
@@ -210,6 +212,7 @@ class GpuCheck:
         args = config["applications"][0]["args"]
         args["jobs"]["directory"] = str(self._folder / "jobs")
         del args["diarization"]["preload"]
+        args["onnx_asr"] |= {"default_model": ONNX_RECOGNISER, "preload": [ONNX_RECOGNISER]}
         if device == "cuda":
             for name, share in SHARES.items():
                 args[name] |= {"device": "auto"}

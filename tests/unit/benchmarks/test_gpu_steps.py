@@ -175,7 +175,7 @@ def test_an_out_of_memory_is_survived_if_it_is_503_and_an_answer_follows(
 ) -> None:
     full(503)
     summary = played.run("graph", "out of memory")["summary"]
-    assert summary.startswith("demo-whisper 503, demo-vosk 503; answered ")
+    assert summary.startswith("demo-whisper 503, demo-nemo 503; answered ")
 
 
 @pytest.mark.parametrize(
