@@ -93,8 +93,9 @@ class EngineSettings(Deployment):
     )
     compute_type: str = Field(
         "auto",
-        description="Number format of the weights: auto, int8, float16, float32 and others of "
-        "CTranslate2.",
+        description="Number format of the weights: auto, int8, bfloat16, float16, float32 and "
+        "others of CTranslate2. For Whisper auto is int8 on the CPU, and on a GPU bfloat16, or "
+        "float16 where it has no bfloat16.",
     )
 
     @property

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from deployments.runtime.host import RecogniserHost
+from deployments.runtime.metrics import count_reruns
 from engines import device
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ class Whisper(RecogniserHost):
             hw.target,
             "ctranslate2",
             lambda on: WhisperEngine(
-                path, device=on, compute_type=hw.compute_type, threads=hw.threads
+                path,
+                device=on,
+                compute_type=hw.compute_type,
+                threads=hw.threads,
+                on_rerun=lambda windows: count_reruns(model, windows),
             ),
         )

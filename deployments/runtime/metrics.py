@@ -58,3 +58,17 @@ def observe_sessions(count: int) -> None:
 def observe_lag(seconds: float) -> None:
     """Record how late the final of an utterance was."""
     _live_lag_seconds().observe(seconds)
+
+
+@cache
+def _whisper_reruns() -> metrics.Counter:
+    return metrics.Counter(
+        "speechgraph_whisper_reruns_total",
+        "Windows that ran again because their values were not finite in the compute type.",
+        tag_keys=("model",),
+    )
+
+
+def count_reruns(model: str, windows: int) -> None:
+    """Count windows of a Whisper model that run again in a compute type of wider range."""
+    _whisper_reruns().inc(windows, tags={"model": model})

@@ -19,14 +19,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import ctranslate2
 from faster_whisper import WhisperModel
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from engines.cancellation import CancelCheck, raise_if_cancelled
 from engines.whisper.batches import FittingBatches
 from engines.whisper.coverage import in_file
+from engines.whisper.finite import FiniteWhisper, automatic
 from engines.whisper.request_model import RequestModel
+from engines.whisper.warm_up import warm_up
 from engines.whisper.whisper_options import (
     check_ranges,
     needs_words,
@@ -58,24 +60,32 @@ _SILENCE = 1 / 32768
 class WhisperEngine:
     """One loaded Whisper model; :meth:`transcribe` may run in several threads at once."""
 
-    def __init__(self, path: Path, *, device: str, compute_type: str, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str,
+        compute_type: str,
+        threads: int,
+        on_rerun: Callable[[int], None] = lambda windows: None,
+    ) -> None:
         """Load a CTranslate2 directory from disk, never from the hub.
 
-        ``device`` is "cpu" or "cuda"; ``compute_type`` "auto" means float16 on cuda and int8 on
-        cpu; ``threads`` are the CPU threads of one inference. Raises ModelNotInstalled,
+        ``device`` is "cpu" or "cuda"; ``compute_type`` "auto" means int8 on cpu, and on cuda
+        bfloat16, or float16 where the GPU has no bfloat16; ``threads`` are the CPU threads of one
+        inference. ``on_rerun`` receives the number of windows that run again in another compute
+        type, see :class:`engines.whisper.finite.FiniteWhisper`. Raises ModelNotInstalled,
         ModelUnavailable.
         """
         missing = [n for n in ("model.bin", "tokenizer.json") if not (path / n).is_file()]
         if missing:
             lacking = f"{path} holds no Whisper model: no {' and no '.join(missing)}"
             raise ModelNotInstalled("files of the Whisper model are missing", lacking)
-        if compute_type == "auto":
-            compute_type = "float16" if device == "cuda" else "int8"
         try:
             self._model = WhisperModel(
                 str(path),
                 device=device,
-                compute_type=compute_type,
+                compute_type=automatic(device) if compute_type == "auto" else compute_type,
                 cpu_threads=threads,
                 num_workers=1,
                 local_files_only=True,
@@ -84,8 +94,15 @@ class WhisperEngine:
             raise ModelUnavailable(
                 "the Whisper model does not load", detail=f"{path}: {error}"
             ) from error
+        self._path = path
         self._window_s = self._model.feature_extractor.chunk_length
-        self._device = device
+
+        def load(wider: str) -> ctranslate2.models.Whisper:
+            return ctranslate2.models.Whisper(
+                str(path), device=device, compute_type=wider, intra_threads=threads
+            )
+
+        self._model.model = FiniteWhisper(self._model.model, load, on_rerun)
 
     @property
     def compute_type(self) -> str:
@@ -93,17 +110,8 @@ class WhisperEngine:
         return str(self._model.model.compute_type)
 
     def warm_up(self) -> None:
-        """Encode and decode a window: a whole one on a GPU, of a second on the CPU."""
-        features = self._model.feature_extractor
-        frames = (
-            features.nb_max_frames
-            if self._device == "cuda"
-            else features.sampling_rate // features.hop_length
-        )
-        silence = np.zeros((features.mel_filters.shape[0], frames), np.float32)
-        encoded = self._model.encode(silence)
-        prompt = [self._model.hf_tokenizer.token_to_id("<|startoftranscript|>")]
-        self._model.model.generate(encoded, [prompt], max_length=len(prompt) + 3)
+        """Run the first windows, see :func:`engines.whisper.warm_up.warm_up`."""
+        warm_up(self._model, self._path)
 
     def transcribe(
         self,
@@ -179,6 +187,8 @@ class WhisperEngine:
             return _nothing(options, warnings)
         if batched:
             segments = (s for s in segments if not _is_silence(s, options))
+        if vad is None:  # VAD leaves no silence, and makes the times those of the words
+            segments = (s for s in segments if _audible(_part(samples, s)))
         found = []
         for segment in _segments(segments, samples, options, cancelled, report):
             found.append(segment)
@@ -240,6 +250,11 @@ def _audible(samples: Samples) -> bool:
     return bool(len(samples)) and max(samples.max(), -samples.min()) >= _SILENCE
 
 
+def _part(samples: Samples, segment: Any) -> Samples:
+    start = max(0, int(segment.start * SAMPLE_RATE))
+    return samples[start : math.ceil(segment.end * SAMPLE_RATE)]
+
+
 def _is_silence(segment: Any, options: TranscribeOptions) -> bool:
     """Whisper's silence rule, which the batched mode of the library leaves out."""
     threshold, confident = options.no_speech_threshold, options.log_prob_threshold
@@ -261,7 +276,7 @@ def _segments(
     cancelled: CancelCheck,
     report: Callable[[float], None],
 ) -> Iterator[Segment]:
-    """Segments with ascending times inside the file, without those on silent audio."""
+    """Segments with text, with ascending times inside the file."""
     duration = len(samples) / SAMPLE_RATE
     previous_end = 0.0
     for segment in decoded:
@@ -269,8 +284,7 @@ def _segments(
         start = min(max(float(segment.start), 0.0), duration)
         end = min(max(float(segment.end), start), duration)
         report(end)
-        audio = samples[int(start * SAMPLE_RATE) : math.ceil(end * SAMPLE_RATE)]
-        if not segment.text.strip() or not _audible(audio):
+        if not segment.text.strip():
             continue
         words = []
         for word in segment.words or ():

@@ -1,6 +1,7 @@
 """A view of a loaded Whisper model for one request."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from faster_whisper.feature_extractor import FeatureExtractor
 from numpy.typing import NDArray
 
 from engines.cancellation import CancelCheck, raise_if_cancelled
+from engines.whisper.finite import Encoded
 from speech.audio import Samples
 from speech.media.segmentation import Region
 from speech.ports import TranscribeOptions
@@ -50,11 +52,12 @@ class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no ty
         self._cancelled = cancelled
         self._window = loaded.feature_extractor.nb_max_frames
 
-    def encode(self, features: NDArray[np.float32]) -> Any:
+    def encode(self, features: NDArray[np.float32]) -> Encoded:
         """The encoder output of one window; the cancellation point of each window."""
         raise_if_cancelled(self._cancelled)
         # The library pads every window to 30 s, also for a model that was trained on less.
-        return super().encode(features[..., : self._window])
+        encoded: Encoded = super().encode(features[..., : self._window])
+        return encoded
 
     def get_prompt(self, tokenizer: Any, previous_tokens: list[int], **hints: Any) -> list[int]:
         """The prompt, with as much context as leaves room for the text of the window."""
@@ -101,16 +104,51 @@ class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no ty
             self.missed.append((begin + reached_s, begin + duration))
 
     def add_word_timestamps(
-        self, segments: list[list[dict[str, Any]]], *rest: Any, **more: Any
+        self,
+        segments: list[list[dict[str, Any]]],
+        tokenizer: Any,
+        encoder_output: Encoded,
+        *rest: Any,
+        **more: Any,
     ) -> Any:
-        """Add the words of each segment of each window."""
+        """Add the words of each segment of each window.
+
+        CTranslate2 divides the attention on a frame by its deviation over the tokens. In float16
+        that can be 0 / 0, and all tokens from that frame on get the time of the frame before it.
+        """
         times = [[(s["start"], s["end"]) for s in window] for window in segments]
-        last_speech = super().add_word_timestamps(segments, *rest, **more)
+        last_speech = super().add_word_timestamps(
+            segments, tokenizer, encoder_output, *rest, **more
+        )
+        misplaced = sum(map(_words_misplaced, segments, times))
+        if misplaced and self.model.leave_float16(encoder_output, misplaced):
+            _restore_times(segments, times)
+            last_speech = super().add_word_timestamps(
+                segments, tokenizer, encoder_output, *rest, **more
+            )
         if not self._words_move_segments:
-            for window, window_times in zip(segments, times, strict=True):
-                for segment, (start, end) in zip(window, window_times, strict=True):
-                    segment["start"], segment["end"] = start, end
+            _restore_times(segments, times)
         return last_speech
+
+
+def _words_misplaced(window: Iterable[dict[str, Any]], times: Iterable[Region]) -> bool:
+    """Whether a segment has words outside of the times that the decoder gave it, or in no time."""
+    for segment, (start, end) in zip(window, times, strict=True):
+        words = segment["words"]
+        if not words or start == end:
+            continue
+        without_time = sum(word["start"] == word["end"] for word in words)
+        if len(words) > 1 and 2 * without_time > len(words):
+            return True
+        if words[-1]["end"] <= start or words[0]["start"] >= end:
+            return True
+    return False
+
+
+def _restore_times(windows: list[list[dict[str, Any]]], times: list[list[Region]]) -> None:
+    for window, window_times in zip(windows, times, strict=True):
+        for segment, (start, end) in zip(window, window_times, strict=True):
+            segment["start"], segment["end"] = start, end
 
 
 class _BlockwiseFeatures(FeatureExtractor):  # type: ignore[misc]  # the library has no types
