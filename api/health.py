@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse
 from typing_extensions import TypedDict
 
+from api.model_devices import ModelDevice, RecentDevices
 from api.service import SpeechService
 from speech.live.registry import SessionRegistry
 
@@ -35,16 +36,19 @@ class Readiness(TypedDict):
     """Whether every deployment that always has replicas has one that runs.
 
     ``deployments``: whether each has one, those included that may have none. A replica that is
-    being stopped is ``draining`` and lists none.
+    being stopped is ``draining`` and lists none. ``devices``: where each loaded model of a required
+    deployment runs; where replicas do not answer at once, what they answered before.
     """
 
     status: Literal["ready", "not_ready", "draining"]
     deployments: dict[str, bool]
+    devices: dict[str, list[ModelDevice]]
 
 
 def router(service: SpeechService, sessions: SessionRegistry, version: str) -> APIRouter:
     """Routes of liveness and readiness; a service that drains is not ready."""
     routes = APIRouter(tags=["health"])
+    devices = RecentDevices(service)
 
     @routes.get("/health", summary="Liveness: this process answers")
     async def health() -> Health:
@@ -65,13 +69,14 @@ def router(service: SpeechService, sessions: SessionRegistry, version: str) -> A
     )
     async def ready() -> JSONResponse:
         if sessions.draining:
-            stopping: Readiness = {"status": "draining", "deployments": {}}
+            stopping: Readiness = {"status": "draining", "deployments": {}, "devices": {}}
             return JSONResponse(stopping, 503, headers={"Retry-After": "2"})
         states = await service.deployment_states()
         up = bool(states) and all(state.running or not state.required for state in states.values())
         body: Readiness = {
             "status": "ready" if up else "not_ready",
             "deployments": {name: state.running for name, state in states.items()},
+            "devices": await devices.get(),
         }
         return JSONResponse(body) if up else JSONResponse(body, 503, headers={"Retry-After": "2"})
 
@@ -88,5 +93,5 @@ async def _serves(service: SpeechService, model: str) -> bool:
         return False
     if entry is None:
         return False
-    state = states.get(entry.family.capitalize())
+    state = states.get(entry.family.title().replace("_", ""))  # OnnxAsr serves onnx_asr
     return state is not None and state.running

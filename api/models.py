@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
 from api.errors import Problem, RenderError, responses
+from api.model_devices import ModelDevice, devices_by_model
 from api.openai.errors import error_object
 from api.service import SpeechService
 from configs.catalogue import ModelEntry
@@ -20,7 +21,8 @@ class Model(TypedDict):
     """A model that requests may name; the first four keys are OpenAI's.
 
     ``languages`` is empty where the model knows many that the catalogue does not list; the next
-    four keys are what it can do. ``streaming`` models are frame-synchronous.
+    four keys are what it can do. ``streaming`` models are frame-synchronous. ``devices`` is where
+    the loaded copies run; empty while none is loaded.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Model(TypedDict):
     licence: str
     description: str
     loaded: bool
+    devices: list[ModelDevice]
     available: bool
     fetchable: bool
     default: bool
@@ -50,7 +53,12 @@ class ModelList(TypedDict):
 
 
 class CacheEntry(TypedDict):
-    """One loaded copy of a model; times are Unix seconds."""
+    """One loaded copy of a model; times are Unix seconds.
+
+    ``asked`` is the setting ``device``. ``fallback`` is why the model does not run on the GPU that
+    it should, null otherwise. The memory of the GPU, in MiB, is that in use by all processes before
+    the load and after the first window, and what was free then; null on the CPU.
+    """
 
     model_name: str
     task_type: str
@@ -60,6 +68,15 @@ class CacheEntry(TypedDict):
     idle_seconds: float
     use_count: int
     estimated_mem_bytes: int
+    asked: Literal["auto", "cpu", "cuda"]
+    device: Literal["cpu", "cuda"]
+    compute_type: str
+    fallback: str | None
+    gpu: str | None
+    gpu_total_mb: int | None
+    gpu_used_before_mb: int | None
+    gpu_used_after_mb: int | None
+    gpu_free_mb: int | None
     replica: NotRequired[str]
 
 
@@ -84,16 +101,18 @@ def router(service: SpeechService, aliases: Mapping[str, str | None]) -> APIRout
     routes = APIRouter(tags=["models"])
     started_at = int(time.time())
 
-    async def here() -> tuple[set[str], Set[str]]:
-        """Ids of the models that are loaded, and of those that are available."""
-        loaded = {row["model_name"] for row in await service.cache_stats()}
-        return loaded, loaded | await service.present_models()
+    async def here() -> tuple[dict[str, list[ModelDevice]], Set[str]]:
+        """The models that are loaded, and the ids of those that are available."""
+        loaded = devices_by_model(await service.cache_stats())
+        return loaded, loaded.keys() | await service.present_models()
 
     def find(name: str) -> ModelEntry | None:
         id = aliases.get(name, name) or service.default_models["transcribe"]
         return service.catalogue.find(id)
 
-    def describe(entry: ModelEntry, loaded: Set[str], available: Set[str]) -> Model:
+    def describe(
+        entry: ModelEntry, loaded: Mapping[str, list[ModelDevice]], available: Set[str]
+    ) -> Model:
         repo = entry.source.repo
         return {
             "id": entry.id,
@@ -112,6 +131,7 @@ def router(service: SpeechService, aliases: Mapping[str, str | None]) -> APIRout
             "licence": entry.licence,
             "description": entry.description,
             "loaded": entry.id in loaded,
+            "devices": loaded.get(entry.id, []),
             "available": entry.id in available,
             "fetchable": repo is not None,
             "default": entry.id in service.default_models.values(),

@@ -64,8 +64,12 @@ class SpeechService(Protocol):
         """Ids of the models whose files are on this machine."""
         ...
 
-    async def cache_stats(self) -> list[dict[str, Any]]:
-        """One row per loaded model copy, keyed as :class:`api.models.CacheEntry`."""
+    async def cache_stats(self, *, required_only: bool = False) -> list[dict[str, Any]]:
+        """One row per loaded model copy, keyed as :class:`api.models.CacheEntry`.
+
+        ``required_only``: not those of deployments that may have no replica. Who asks these again
+        and again keeps them from having none.
+        """
         ...
 
 
@@ -105,8 +109,8 @@ class _WithMaxDuration:
     async def present_models(self) -> Set[str]:
         return await self._service.present_models()
 
-    async def cache_stats(self) -> list[dict[str, Any]]:
-        return await self._service.cache_stats()
+    async def cache_stats(self, *, required_only: bool = False) -> list[dict[str, Any]]:
+        return await self._service.cache_stats(required_only=required_only)
 
 
 def resolve_models(service: SpeechService, options: ProcessOptions) -> ProcessOptions:

@@ -24,7 +24,7 @@ from deployments.runtime.flow_control import FlowControl
 from deployments.runtime.freed_memory import return_freed_memory
 from deployments.runtime.graph_service import GraphService
 from deployments.runtime.hold import follow_replicas, held
-from deployments.runtime.metrics import observe_sessions
+from deployments.runtime.metrics import observe_devices, observe_sessions
 from deployments.runtime.model_access import ModelFiles
 from deployments.runtime.socket_limits import limit_sockets
 from speech.background import in_background
@@ -51,7 +51,8 @@ class Ingress:
         limit_sockets()  # behind HAProxy sockets end here, also where Serve's callback is not set
         self._settings = settings
         self._job_desk = None if jobs is None else job_desk(jobs)
-        self._local = local_models(live, settings, files)
+        local = local_models(live, settings, files)
+        self._local_stats = local.stats if local else list
         self._service = GraphService(
             catalogue,
             handles,
@@ -59,9 +60,9 @@ class Ingress:
             timeouts_s,
             settings.default_transcriber,
             files,
-            local_stats=self._local.stats if self._local else list,
+            local_stats=self._local_stats,
         )
-        self._ports = live_ports(live, settings, files, catalogue, handles, timeouts_s, self._local)
+        self._ports = live_ports(live, settings, files, catalogue, handles, timeouts_s, local)
         self._streams = LiveStreams(
             self._service,
             self._ports,
@@ -76,9 +77,10 @@ class Ingress:
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
         """The input of :class:`deployments.runtime.scaling.FollowRequests`.
 
-        Serve calls it about every second, so the gauge is set here too: Ray exports no gauge that
-        was not set for some seconds.
+        Serve calls it about every second, so gauges are set here too: Ray exports none that was not
+        set for some seconds.
         """
+        observe_devices(self._local_stats())
         observe_sessions(self._streams.sessions.count)
         return {"lag_s": recognition_lag_s(self._ports)}
 

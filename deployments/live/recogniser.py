@@ -15,6 +15,7 @@ from deployments.live.lane_protocol import LaneAddress
 from deployments.live.lane_server import LaneServer
 from deployments.runtime.broadcast import answers
 from deployments.runtime.hold import Holdable
+from deployments.runtime.metrics import observe_devices
 from deployments.runtime.model_access import (
     ModelFiles,
     hardware,
@@ -67,6 +68,7 @@ class Live(Holdable):
     async def check_health(self) -> None:
         """Called by Serve before the replica is ready, which is when it starts to listen."""
         await self._server.start()
+        observe_devices(self._models.stats())
 
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
         """The input of :class:`deployments.runtime.scaling.FollowStreams`."""

@@ -142,9 +142,16 @@ class GraphService:
         files = self._files
         return {m.id for m in self._catalogue.models if files is not None and files.has(m)}
 
-    async def cache_stats(self) -> list[dict[str, Any]]:
-        """The loaded models of all replicas that answer within STATS_TIMEOUT_S."""
+    async def cache_stats(self, *, required_only: bool = False) -> list[dict[str, Any]]:
+        """The loaded models of all replicas that answer within STATS_TIMEOUT_S.
+
+        See :meth:`api.service.SpeechService.cache_stats`.
+        """
         asked = [*self._defaults, *(["live"] if "live" in self._handles else [])]
+        if required_only:
+            states = await self.deployment_states()
+            required = {name for name, state in states.items() if state.required}
+            asked = [name for name in asked if self._handles[name].deployment_name in required]
         found = await asyncio.gather(*(self._ask_all(name, "cache_stats") for name in asked))
         rows = [entry for replicas in found for entries in replicas for entry in entries]
         return rows + self._local_stats()

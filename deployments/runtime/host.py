@@ -16,7 +16,7 @@ from ray.serve import metrics
 from configs.reasons import reasons
 from configs.settings import ModelSettings, ReloadableSettings
 from deployments.runtime.hold import Holdable
-from deployments.runtime.metrics import count_out_of_memory
+from deployments.runtime.metrics import count_out_of_memory, observe_devices
 from deployments.runtime.model_access import ModelFiles, hardware
 from deployments.runtime.worker import Call, Worker
 from engines.cache import ModelCache
@@ -88,12 +88,14 @@ class EngineHost(Holdable, ABC, Generic[Engine]):
     async def check_health(self) -> None:
         """Called by Serve before the first request and every few seconds.
 
-        So this is where preloaded models are announced, and the clock of the idle TTL.
+        So this is where preloaded models are announced, and the clock of the idle TTL and of the
+        gauge.
         """
         for entry in self._cache.stats():
             await self._announce(entry["model_name"])
         for model in self._cache.evict_idle():
             logger.info("model %s was idle and is unloaded", model)
+        observe_devices(self._cache.stats())
 
     def progress(self) -> Mapping[str, float]:
         """Seconds of audio done so far, by job, of the calls that run here for one."""

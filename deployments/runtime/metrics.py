@@ -1,6 +1,8 @@
 """Metrics of the graph as a whole; each replica adds its own queue and inference seconds."""
 
+from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import Any
 
 from ray.serve import metrics
 
@@ -48,6 +50,26 @@ def _live_lag_seconds() -> metrics.Histogram:
         "Seconds from the last sample of an utterance to its final.",
         boundaries=[0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60],
     )
+
+
+@cache
+def _model_device() -> metrics.Gauge:
+    return metrics.Gauge(
+        "speechgraph_model_device",
+        "1 for each model that a replica has loaded, with the device that it asked for and got.",
+        tag_keys=("model", "asked", "device", "compute_type"),  # type: ignore[arg-type]
+    )
+
+
+def observe_devices(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Record where the models of this replica run; ``rows`` are those of its cache.
+
+    To be repeated every few seconds: Ray exports no gauge that was not set meanwhile, such as that
+    of a model which is no longer loaded.
+    """
+    for row in rows:
+        tags = {name: row[name] for name in ("asked", "device", "compute_type")}
+        _model_device().set(1, tags={"model": row["model_name"], **tags})
 
 
 def observe_sessions(count: int) -> None:

@@ -116,7 +116,8 @@ def test_a_model_of_no_replicas_is_ready_and_starts_with_its_first_request(
     with application("asleep", args) as url:
         answer = httpx.get(f"{url}/ready", timeout=30)
         up = {"Ingress": True, "Decoder": True, "OnnxAsr": False}
-        assert (answer.status_code, answer.json()) == (200, {"status": "ready", "deployments": up})
+        body = {"status": "ready", "deployments": up, "devices": {}}
+        assert (answer.status_code, answer.json()) == (200, body)
         assert process(url, demo_audio / "dialogue-en.flac", {}).status_code == 200
         assert httpx.get(f"{url}/ready", timeout=30).json()["deployments"]["OnnxAsr"] is True
 

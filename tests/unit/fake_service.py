@@ -102,7 +102,7 @@ class FakeService:
     async def present_models(self) -> set[str]:
         return self.present
 
-    async def cache_stats(self) -> list[dict[str, Any]]:
+    async def cache_stats(self, *, required_only: bool = False) -> list[dict[str, Any]]:
         return self.loaded
 
     @property

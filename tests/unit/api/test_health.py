@@ -12,6 +12,8 @@ from configs.settings import IngressSettings
 from speech.transcript import Transcript
 from tests.unit.fake_service import FakeService, app_of, client_of, no_streams
 
+ON_CPU = {"asked": "auto", "device": "cpu", "compute_type": "int8_float32"}
+ON_GPU = {"asked": "auto", "device": "cuda", "compute_type": "float16"}
 FORM = {"files": {"audio": ("a", b"x")}, "data": {"request_json": '{"settings":{}}'}}
 
 
@@ -66,7 +68,7 @@ async def test_ready_when_every_deployment_is_up(client):
     answer = await client.get("/ready")
     assert answer.status_code == 200
     up = {"Decoder": True, "Whisper": True}
-    assert answer.json() == {"status": "ready", "deployments": up}
+    assert answer.json() == {"status": "ready", "deployments": up, "devices": {}}
 
 
 async def test_not_ready_while_the_replica_is_being_stopped(service):
@@ -77,7 +79,7 @@ async def test_not_ready_while_the_replica_is_being_stopped(service):
         answer = await client.get("/ready")
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) >= 1
-    assert answer.json() == {"status": "draining", "deployments": {}}
+    assert answer.json() == {"status": "draining", "deployments": {}, "devices": {}}
 
 
 async def test_not_ready_while_the_controller_lists_no_deployment(client, service):
@@ -91,7 +93,37 @@ async def test_not_ready_while_one_deployment_is_down(client, service):
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) >= 1
     down = {"Decoder": True, "Whisper": False}
-    assert answer.json() == {"status": "not_ready", "deployments": down}
+    assert answer.json() == {"status": "not_ready", "deployments": down, "devices": {}}
+
+
+async def test_ready_names_the_devices_of_the_loaded_models(client, service):
+    service.loaded = [
+        {"model_name": "small", **ON_GPU},
+        {"model_name": "small", **ON_CPU, "fallback": "libcublas.so.12 is missing"},
+        {"model_name": "small", **ON_GPU},
+        {"model_name": "emo", **ON_CPU},
+    ]
+    devices = (await client.get("/ready")).json()["devices"]
+    assert devices == {"small": [ON_GPU, ON_CPU], "emo": [ON_CPU]}
+
+
+@pytest.mark.parametrize("trouble", ["error", "silence"])
+async def test_ready_does_not_wait_for_replicas_that_do_not_name_their_devices(
+    client, service, monkeypatch, trouble
+):
+    service.loaded = [{"model_name": "emo", **ON_CPU}]
+    monkeypatch.setattr("api.model_devices.DEVICES_AGE_S", 0.0)
+    monkeypatch.setattr("api.model_devices.DEVICES_WAIT_S", 0.01)
+    assert (await client.get("/ready")).json()["devices"] == {"emo": [ON_CPU]}
+
+    async def cache_stats(*, required_only: bool) -> None:
+        if trouble == "error":
+            raise ConnectionError("no replica answers")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(service, "cache_stats", cache_stats)
+    answer = await client.get("/ready")
+    assert (answer.status_code, answer.json()["devices"]) == (200, {"emo": [ON_CPU]})
 
 
 async def test_ready_without_a_replica_where_a_deployment_may_have_none(client, service):
@@ -99,7 +131,8 @@ async def test_ready_without_a_replica_where_a_deployment_may_have_none(client, 
     service.may_have_no_replicas = {"Whisper"}
     answer = await client.get("/ready")
     up = {"Decoder": True, "Whisper": False}
-    assert (answer.status_code, answer.json()) == (200, {"status": "ready", "deployments": up})
+    body = {"status": "ready", "deployments": up, "devices": {}}
+    assert (answer.status_code, answer.json()) == (200, body)
     assert (await client.get("/health")).json()["model_loaded"] is False
 
 
@@ -112,7 +145,7 @@ async def test_the_models_are_those_whose_deployment_runs(client):
 
 
 async def test_a_model_has_its_owner_family_languages_and_whether_it_is_loaded(client, service):
-    service.loaded = [{"model_name": "small"}]
+    service.loaded = [{"model_name": "small", **ON_CPU}]
     models = {m["id"]: m for m in (await client.get("/v1/models")).json()["data"]}
     turbo, small = models["large-v3-turbo"], models["small"]
     assert turbo["object"] == "model"
@@ -120,12 +153,13 @@ async def test_a_model_has_its_owner_family_languages_and_whether_it_is_loaded(c
     assert (turbo["owned_by"], small["owned_by"]) == ("Systran", "speechgraph")
     assert (small["family"], small["languages"]) == ("whisper", ["ru", "en"])
     assert (turbo["loaded"], small["loaded"]) == (False, True)
+    assert (turbo["devices"], small["devices"]) == ([], [ON_CPU])
     assert [id for id, m in models.items() if m["default"]] == ["large-v3-turbo", "emo", "pyannote"]
 
 
 async def test_the_list_states_which_models_are_here_and_which_can_be_fetched(client, service):
     service.present = {"small", "emo"}
-    service.loaded = [{"model_name": "pyannote"}]
+    service.loaded = [{"model_name": "pyannote", **ON_CPU}]
     models = {m["id"]: m for m in (await client.get("/v1/models")).json()["data"]}
     assert {id for id, m in models.items() if m["available"]} == {"small", "emo", "pyannote"}
     assert {id for id, m in models.items() if m["fetchable"]} == {"large-v3-turbo"}
@@ -170,6 +204,9 @@ async def test_cache_stats_lists_the_loaded_copies(client, service):
             "idle_seconds": 0.5,
             "use_count": 3,
             "estimated_mem_bytes": 1024,
+            **ON_CPU,
+            "fallback": "libcublas.so.12 is missing",
+            "gpu": None,
         }
     ]
     answer = await client.get("/cache/stats")
