@@ -74,6 +74,10 @@ class Ingress:
         self._models = [handle for name, handle in handles.items() if name != "jobs"]
         self._draining: asyncio.Task[None] | None = None
 
+    def cache_stats(self) -> list[dict[str, Any]]:
+        """The streaming models that run in this process."""
+        return self._local_stats()
+
     async def record_autoscaling_stats(self) -> Mapping[str, float]:
         """The input of :class:`deployments.runtime.scaling.FollowRequests`.
 

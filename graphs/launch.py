@@ -55,7 +55,7 @@ from configs.catalogue import resolve_path
 from configs.settings import SpeechArgs
 from deployments.runtime import logs
 from deployments.runtime.model_access import ModelFiles
-from graphs import gpu_memory, node_limits
+from graphs import device_table, gpu_memory, node_limits
 from graphs.speech import InvalidArguments, build
 from graphs.validate import problems
 
@@ -284,15 +284,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(_gpu_warning(args))
         keys = _key_file(args.ingress.keys_file)
         service, dashboard = start(config, args, options.num_cpus)
-        stop = partial(_stop, config["applications"][0]["name"], args)
+        name = config["applications"][0]["name"]
+        stop = partial(_stop, name, args)
         # A service manager stops its children with SIGTERM: exit as on Ctrl-C, not as Ray does. A
         # shell script starts its background processes with SIGINT ignored.
         for number in SIGNALS:
             signal.signal(number, signal.default_int_handler)
+        rows = asyncio.run(device_table.loaded_models(name, args))
         sys.stdout.write(
             f"speechgraph is up after {time.monotonic() - started:.1f} s\n"
             f"  service    {service}  (API pages: {service}/docs)\n"
             f"  dashboard  {dashboard}\n{keys}"
+            f"{device_table.table(rows)}"
         )
         sys.stdout.flush()
         if options.then:

@@ -48,6 +48,12 @@ async def test_health_reports_that_no_replica_has_the_model(client, service):
     assert (answer.status_code, answer.json()) == (200, {**HEALTH, "model_loaded": False})
 
 
+async def test_the_deployment_of_a_family_of_two_words_counts_for_health(client, service):
+    service.default_models["transcribe"] = "vosk-ru"
+    service.deployments = {"OnnxAsr": True}
+    assert (await client.get("/health")).json()["model_loaded"] is True
+
+
 @pytest.mark.parametrize("trouble", ["error", "silence"])
 async def test_health_is_about_this_process_also_when_the_controller_fails(
     client, service, monkeypatch, trouble

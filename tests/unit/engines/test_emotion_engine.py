@@ -1,17 +1,21 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from configs.catalogue import REPOSITORY_ROOT
+from engines.device import Target, load
 from engines.emotion import LABELS, SHORTEST_S, WINDOW_S, EmotionEngine, log_mel
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import Cancelled, EngineFailed, ModelUnavailable
+from tests.unit.fake_card import FakeCard
 
 DEMO = REPOSITORY_ROOT / "models/demo/demo-gigaam-emo"
 
@@ -169,3 +173,57 @@ def test_the_demo_model_speaks_the_contract() -> None:
     for each, scores in zip(clips, engine.classify(clips), strict=True):
         assert set(scores) == set(LABELS)
         assert scores == pytest.approx(engine.classify([each])[0], abs=1e-5)
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """An onnxruntime with CUDA, whose sessions have the providers of ``created``."""
+    real = onnxruntime.InferenceSession
+    options: dict[str, Any] = {"created": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+
+    def session(path: str, settings: Any, **given: Any) -> Any:
+        options["asked"] = given
+        made = real(path, settings, providers=["CPUExecutionProvider"])
+        monkeypatch.setattr(made, "get_providers", lambda: options["created"])
+        return made
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    return options
+
+
+def test_on_a_gpu_the_cuda_provider_goes_first_and_does_not_fall_back(
+    sessions: dict[str, Any], tmp_path: Path
+) -> None:
+    engine = EmotionEngine(save_model(tmp_path), device="cuda", threads=1)
+    assert sessions["asked"] == {
+        "providers": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        "enable_fallback": 0,
+    }
+    engine.warm_up()
+
+
+def test_a_session_that_onnxruntime_moved_to_the_cpu_is_no_engine_on_the_gpu(
+    sessions: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeCard(monkeypatch, tmp_path).install("cudnn", "libcudnn.so.9")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda msvc: None)
+    sessions["created"] = ["CPUExecutionProvider"]
+    path = save_model(tmp_path)
+    placement = load(
+        "emo",
+        Target("auto", True),
+        "onnxruntime",
+        lambda on: EmotionEngine(path, device=on, threads=1),
+    ).placement
+    assert (placement.device, placement.compute_type) == ("cpu", "float32")
+    assert placement.fallback == (
+        "the emotion model does not load on the GPU: onnxruntime has no CUDAExecutionProvider; "
+        "it wrote the reason to stderr"
+    )
+
+
+def test_a_model_that_fails_does_so_in_its_first_window(tmp_path: Path) -> None:
+    engine = EmotionEngine(save_model(tmp_path, scale=float("nan")), device="cpu", threads=1)
+    with pytest.raises(EngineFailed, match="not finite"):
+        engine.warm_up()

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -115,6 +116,37 @@ async def test_the_loaded_models_of_all_replicas_are_gathered() -> None:
         emotion=[replica(cache_stats=[{"model_name": "b"}, {"model_name": "c"}])],
     )
     assert [entry["model_name"] for entry in await graph.cache_stats()] == ["a", "b", "c"]
+
+
+async def test_models_of_live_replicas_and_of_this_process_are_gathered_too() -> None:
+    _, handles = service(whisper=[replica(cache_stats=[{"model_name": "a"}])])
+    handles["live"] = FakeDeployment(replicas=[replica(cache_stats=[{"model_name": "b"}])])
+    graph = GraphService(
+        Catalogue.load(),
+        handles,
+        DEFAULTS,
+        {"decoder": 1.0},
+        "x",
+        local_stats=lambda: [{"model_name": "c"}],
+    )
+    assert [entry["model_name"] for entry in await graph.cache_stats()] == ["a", "b", "c"]
+
+
+async def test_a_deployment_that_may_have_no_replica_is_not_kept_awake_by_a_probe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states = {
+        "Whisper": DeploymentState(running=True, required=True),
+        "Emotion": DeploymentState(running=True, required=False),
+    }
+    graph, handles = service(
+        whisper=[replica(cache_stats=[{"model_name": "a"}])],
+        emotion=[replica(cache_stats=[{"model_name": "b"}])],
+    )
+    handles["whisper"].deployment_name, handles["emotion"].deployment_name = states
+    monkeypatch.setattr(graph, "deployment_states", AsyncMock(return_value=states))
+    assert await graph.cache_stats(required_only=True) == [{"model_name": "a"}]
+    assert await graph.cache_stats() == [{"model_name": "a"}, {"model_name": "b"}]
 
 
 @pytest.mark.parametrize(

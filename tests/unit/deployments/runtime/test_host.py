@@ -12,15 +12,17 @@ import pytest
 from configs.catalogue import Catalogue
 from configs.settings import ModelSettings
 from deployments.runtime import host
+from deployments.runtime import metrics as replica_metrics
 from deployments.runtime.host import EngineHost, RecogniserHost
 from deployments.runtime.model_access import Hardware, ModelFiles
 from engines import device
 from engines.cancellation import raise_if_cancelled
 from engines.device import Loaded, Target
 from speech.audio import Audio, Samples
-from speech.errors import EngineFailed, ModelNotFound, OutOfMemory
+from speech.errors import EngineFailed, ModelNotFound, ModelUnavailable, OutOfMemory
 from speech.ports import TranscribeOptions
 from speech.transcript import Recognition, Segment
+from tests.unit.fake_card import NAME, TOTAL_MB, FakeCard
 
 WAIT_S = 20.0
 STEREO = Audio(np.zeros(3, np.float32), np.array([[1, 1, 1], [2, 2, 2]], np.float32))
@@ -58,6 +60,8 @@ class Engine:
 class Recogniser(RecogniserHost):
     """A deployment of fake engines."""
 
+    target = Target("auto", False)
+
     def load(self, model: str) -> Loaded[Engine]:
         if model == "missing":
             raise ModelNotFound("no such model")
@@ -65,7 +69,7 @@ class Recogniser(RecogniserHost):
         self.proceed = threading.Event()
         self.proceed.set()
         return device.load(
-            model, Target("auto", False), "ctranslate2", lambda on: Engine(model, self.proceed)
+            model, self.target, "ctranslate2", lambda on: Engine(model, self.proceed)
         )
 
 
@@ -86,9 +90,9 @@ def announced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ids
 
 
-def recogniser(**settings: Any) -> Recogniser:
+def recogniser(cls: type[Recogniser] = Recogniser, **settings: Any) -> Recogniser:
     files = ModelFiles(Catalogue.load(), Path(), offline=True)
-    return Recogniser(ModelSettings.model_validate({"default_model": "a", **settings}), files)
+    return cls(ModelSettings.model_validate({"default_model": "a", **settings}), files)
 
 
 def models(deployment: EngineHost[Any]) -> list[str]:
@@ -280,3 +284,88 @@ async def test_a_model_that_does_not_fit_beside_those_in_use_leaves_them_as_they
     held.set()
     assert await running
     assert await deployment.transcribe(STEREO, options("b"), None, None)
+
+
+class OnAGpu(Recogniser):
+    """One to which Ray has assigned a GPU."""
+
+    target = Target("auto", True)
+
+
+class OnlyOnAGpu(Recogniser):
+    """The same, with ``device: cuda``."""
+
+    target = Target("cuda", True)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeCard:
+    return FakeCard(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The labels of the gauge of devices, as often as it was set to 1."""
+    labels: list[dict[str, str]] = []
+
+    class Gauge:
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            assert value == 1
+            labels.append(tags)
+
+    monkeypatch.setattr(replica_metrics, "_model_device", Gauge)
+    return labels
+
+
+async def test_a_model_on_the_gpu_is_so_in_the_statistics_and_the_metric(
+    announced: list[str], gpu: FakeCard, devices: list[dict[str, str]]
+) -> None:
+    gpu.install("cublas", "libcublas.so.12")
+    deployment = recogniser(OnAGpu)
+    (row,) = deployment.cache_stats()
+    assert (row["asked"], row["device"], row["fallback"]) == ("auto", "cuda", None)
+    assert (row["gpu"], row["gpu_total_mb"]) == (NAME, TOTAL_MB)
+    assert (row["model_name"], row["wrapper_class"]) == ("a", "Engine")
+    await deployment.check_health()
+    assert devices == [{"model": "a", "asked": "auto", "device": "cuda", "compute_type": "int8"}]
+
+
+async def test_a_missing_library_is_one_warning_and_shows_in_the_statistics_and_the_metric(
+    announced: list[str],
+    gpu: FakeCard,
+    devices: list[dict[str, str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    deployment = recogniser(OnAGpu)
+    (row,) = deployment.cache_stats()
+    assert (row["asked"], row["device"]) == ("auto", "cpu")
+    assert row["fallback"].startswith("libcublas.so.12 is missing (")
+    assert row["fallback"].endswith(
+        "`make setup GPU=1` brings it, or `pip install nvidia-cublas-cu12`"
+    )
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert row["fallback"] in warning
+    await deployment.check_health()
+    assert devices == [{"model": "a", "asked": "auto", "device": "cpu", "compute_type": "int8"}]
+
+
+def test_a_replica_that_needs_the_gpu_does_not_start_without_a_library(
+    announced: list[str], gpu: FakeCard
+) -> None:
+    with pytest.raises(ModelUnavailable, match=r"device is cuda, and libcublas\.so\.12 is missing"):
+        recogniser(OnlyOnAGpu)
+
+
+async def test_a_replica_that_needs_the_gpu_fails_a_call_for_a_model_that_loads_on_use(
+    announced: list[str], gpu: FakeCard
+) -> None:
+    deployment = recogniser(OnlyOnAGpu, preload=[])
+    with pytest.raises(ModelUnavailable, match="model b does not run on the GPU"):
+        await deployment.transcribe(STEREO, options("b"), None, None)
+
+
+async def test_every_model_has_run_a_window_before_its_first_call(announced: list[str]) -> None:
+    deployment = recogniser(preload=["a"])
+    for model in ("a", "b"):
+        windows = await deployment._run(model, lambda engine, call: engine.windows, None)
+        assert windows == 1
