@@ -203,11 +203,15 @@ def test_the_service_lists_the_loaded_models(demo: str) -> None:
         entry["model_name"] for entry in stats
     }
     models = httpx.get(f"{demo}/v1/models", timeout=30).json()["data"]
-    assert any(m["id"] == "demo-whisper" for m in models)
+    (whisper,) = [m for m in models if m["id"] == "demo-whisper"]
+    assert whisper["devices"] == [{"asked": "cpu", "device": "cpu", "compute_type": "int8_float32"}]
 
 
 def test_ready_names_every_deployment(demo: str) -> None:
     body = httpx.get(f"{demo}/ready", timeout=30).json()
+    assert body["devices"]["demo-whisper"] == [
+        {"asked": "cpu", "device": "cpu", "compute_type": "int8_float32"}
+    ]
     assert body["deployments"] == dict.fromkeys(
         ["Ingress", "Decoder", "Whisper", "OnnxAsr", "Emotion", "Diarization", "JobRunner"], True
     )

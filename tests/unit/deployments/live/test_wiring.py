@@ -1,12 +1,18 @@
-"""The speaker model of live streams loads once, beside the event loop."""
+"""When the models of live streams load, in an ingress replica."""
 
 import asyncio
 import threading
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from deployments.live.wiring import LazyEmbedder
+from configs.catalogue import Catalogue
+from configs.settings import IngressSettings, LiveSettings
+from deployments.live import wiring
+from deployments.live.wiring import LazyEmbedder, local_models
+from deployments.runtime.model_access import ModelFiles
 from speech.audio import Samples
 from speech.errors import ModelUnavailable
 
@@ -63,3 +69,27 @@ async def test_a_load_that_fails_is_an_error_of_the_family_and_is_tried_again(
     assert [type(outcome) for outcome in both] == [ModelUnavailable, ModelUnavailable]
     assert str(error) in str(both[0])
     assert np.array_equal(await embedder.embed(SECOND), [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("live", "assigned", "loads"),
+    [({}, [], []), ({}, [0], ["demo-vosk-streaming"]), ({"preload": ["a", "b"]}, [0], ["a", "b"])],
+)
+def test_streaming_models_of_an_ingress_load_before_it_is_ready_only_on_a_gpu(
+    live: dict[str, Any],
+    assigned: list[int],
+    loads: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: assigned)
+    monkeypatch.setattr(wiring, "streaming_engine", lambda models, model: loaded.append(model))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    files = ModelFiles(Catalogue.load(), Path(), offline=True)
+    settings = LiveSettings.model_validate({"default_model": "demo-vosk-streaming", **live})
+    ingress = IngressSettings(default_transcriber="demo-vosk")
+    models = local_models(settings, ingress, files)
+    assert models is not None
+    assert loaded == loads
+    replicas = settings.model_copy(update={"placement": "replicas"})
+    assert local_models(replicas, ingress, files) is None
