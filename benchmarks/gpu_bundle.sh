@@ -48,7 +48,7 @@ if [ -n "$architecture" ]; then
 fi
 
 rm -f "$folder"/{base,onnx-cuda}.tar.xz.*
-pack() { tar -C "$1" -c . | xz -T0 "-${XZ_LEVEL:-6}" | split -d -b "${PART:-60M}" - "$folder/$2.tar.xz."; }
+pack() { tar -C "$1" -c . | xz -T0 "-${XZ_LEVEL:-9}" | split -d -b "${PART:-60M}" - "$folder/$2.tar.xz."; }
 pack "$site" base
 pack "$work/onnx" onnx-cuda
 du -ch --apparent-size "$folder"/*
