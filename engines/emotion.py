@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from engines.cancellation import CancelCheck, raise_if_cancelled
 from engines.device import Device
 from engines.onnx_sessions import providers, session_options
+from engines.out_of_memory import in_smaller_batches
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, ModelUnavailable
 
@@ -136,19 +137,25 @@ class EmotionEngine:
         A clip longer than WINDOW_S is cut into windows of that length, the last one aligned to
         its end, and their probabilities are averaged, weighted by the samples that each adds. One
         shorter than SHORTEST_S is padded with silence. An empty one gets equal probabilities.
-        ``cancelled`` is polled before each batch. Raises Cancelled, EngineFailed.
+        ``cancelled`` is polled before each batch; one that is too large for the memory is split.
+        Raises Cancelled, EngineFailed.
         """
         totals = np.zeros((len(clips), len(self.labels)))
         for batch in _batches(clips):
             raise_if_cancelled(cancelled)
             features = np.stack([log_mel(_cut(clips[w.clip], w)) for w in batch])
-            for window, probabilities in zip(batch, self._infer(features), strict=True):
+            inferred = in_smaller_batches(len(batch), partial(self._infer, features))
+            for window, probabilities in zip(batch, inferred, strict=True):
                 totals[window.clip] += window.weight * probabilities
         totals[[len(clip) == 0 for clip in clips]] = 1.0
         totals /= totals.sum(axis=1, keepdims=True)
         return [dict(zip(self.labels, row.tolist(), strict=True)) for row in totals]
 
-    def _infer(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _infer(self, features: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+        parts = [features[first : first + size] for first in range(0, len(features), size)]
+        return np.concatenate([self._infer_at_once(part) for part in parts])
+
+    def _infer_at_once(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         lengths = np.full(len(features), features.shape[2], dtype=np.int64)
         inputs = {"features": features, "feature_lengths": lengths}
         try:

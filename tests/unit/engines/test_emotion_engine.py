@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,24 @@ def test_no_clip_is_so_short_or_so_broken_that_its_scores_are_no_numbers(
 ) -> None:
     (scores,) = engine.classify([np.full(length, level, np.float32)])
     assert sum(scores.values()) == pytest.approx(1)
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_split(
+    engine: EmotionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [clip(1, seed) for seed in range(5)]
+    expected = engine.classify(clips)
+    session, sizes = engine._session, []
+
+    def run(names: list[str], inputs: dict[str, Any]) -> Any:
+        sizes.append(len(inputs["features"]))
+        if sizes[-1] > 2:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 939524096")
+        return session.run(names, inputs)
+
+    monkeypatch.setattr(engine, "_session", SimpleNamespace(run=run))
+    assert engine.classify(clips) == expected
+    assert sizes == [5, 2, 2, 1]
 
 
 def test_the_labels_of_a_model_go_before_the_usual_ones(tmp_path: Path) -> None:
