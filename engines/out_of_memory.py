@@ -1,12 +1,15 @@
 """Out of memory, of a GPU or of the machine: how the libraries report it, and what then helps."""
 
 import gc
+import logging
 import re
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from speech.errors import EngineFailed, ModelUnavailable, OutOfMemory, SpeechError
+
+logger = logging.getLogger(f"speechgraph.{__name__}")
 
 R = TypeVar("R")
 
@@ -70,5 +73,6 @@ def in_smaller_batches(size: int, run: Callable[[int], R]) -> R:
         except Exception as error:
             if size <= 1 or not is_out_of_memory(error):
                 raise
+            logger.warning("out of memory with a batch of %d, which is halved: %s", size, error)
         size //= 2
         free_caches()

@@ -93,7 +93,9 @@ def test_an_out_of_memory_is_an_overload_of_its_own_code() -> None:
 
 
 @pytest.mark.parametrize(("fitting", "tried"), [(8, [8]), (3, [8, 4, 2]), (1, [8, 4, 2, 1])])
-def test_a_batch_is_halved_until_it_fits(fitting: int, tried: list[int]) -> None:
+def test_a_batch_is_halved_until_it_fits(
+    fitting: int, tried: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     sizes: list[int] = []
 
     def run(size: int) -> int:
@@ -104,6 +106,7 @@ def test_a_batch_is_halved_until_it_fits(fitting: int, tried: list[int]) -> None
 
     assert in_smaller_batches(8, run) == tried[-1]
     assert sizes == tried
+    assert [record.args[0] for record in caplog.records if record.args] == tried[:-1]
 
 
 @pytest.mark.parametrize(

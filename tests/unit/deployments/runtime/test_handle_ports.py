@@ -128,6 +128,18 @@ async def test_a_stream_whose_replica_dies_continues_after_the_segments_it_had()
     assert len(deployment.stream.calls) == 2
 
 
+async def test_segments_that_a_replica_recognises_again_after_an_out_of_memory_come_once() -> None:
+    async def recognise(*_: object) -> AsyncIterator[object]:
+        for time in (0.0, 1.0, 0.0, 1.0, 2.0):
+            yield part(time)
+        yield part(language="en")
+
+    options = TranscribeOptions(model="demo-vosk")
+    deployment = handle(stream=recognise)
+    parts = [p async for p in transcriber(onnx_asr=deployment).stream(AUDIO, options)]
+    assert [s.text for p in parts for s in p.segments] == [" 0", " 1", " 2"]
+
+
 async def test_a_stream_that_is_closed_cancels_its_call() -> None:
     async def recognise(*_: object) -> AsyncIterator[object]:
         yield part(0.0)
