@@ -26,7 +26,7 @@ class WarmEngine(Protocol):
 
     @property
     def compute_type(self) -> str:
-        """The number format that it computes in, such as float16; read after :meth:`warm_up`."""
+        """The number format that it computes in, such as float16; right once it has warmed up."""
         ...
 
     def warm_up(self) -> None:
@@ -84,8 +84,13 @@ class Loaded(Generic[E_co]):
 
 
 def loaded_row(loaded: Loaded[Any]) -> dict[str, Any]:
-    """The fields of a loaded model for the statistics of a replica."""
-    return {"wrapper_class": type(loaded.engine).__name__, **asdict(loaded.placement)}
+    """The fields of a loaded model for the statistics of a replica, as they are now."""
+    engine = loaded.engine
+    return {
+        **asdict(loaded.placement),
+        "wrapper_class": type(engine).__name__,
+        "compute_type": engine.compute_type,  # Whisper may have changed it since the load
+    }
 
 
 def load(model: str, target: Target, backend: Backend, build: Callable[[Device], E]) -> Loaded[E]:

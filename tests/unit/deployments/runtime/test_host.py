@@ -330,6 +330,20 @@ async def test_a_model_on_the_gpu_is_so_in_the_statistics_and_the_metric(
     assert devices == [{"model": "a", "asked": "auto", "device": "cuda", "compute_type": "int8"}]
 
 
+async def test_a_number_format_that_changes_at_run_time_is_reported(
+    announced: list[str], devices: list[dict[str, str]]
+) -> None:
+    deployment = recogniser(preload=["a"])
+
+    def widen(engine: Any, call: Any) -> None:
+        engine.compute_type = "float32"
+
+    await deployment._run("a", widen, None)
+    assert [row["compute_type"] for row in deployment.cache_stats()] == ["float32"]
+    await deployment.check_health()
+    assert devices[-1]["compute_type"] == "float32"
+
+
 async def test_a_missing_library_is_one_warning_and_shows_in_the_statistics_and_the_metric(
     announced: list[str],
     gpu: FakeCard,
