@@ -21,7 +21,7 @@ from ray.serve.handle import (
     DeploymentResponseGenerator,
 )
 
-from deployments.runtime.absence import absent_s
+from deployments.runtime.router_state import absent_s
 from engines.out_of_memory import is_out_of_memory
 from speech.errors import (
     DeadlineExceeded,

@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ReplicaState
 
-from deployments.runtime.last_replicas import keep_last_replicas
+from deployments.runtime.router_state import keep_last_replicas
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
 

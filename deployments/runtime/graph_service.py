@@ -16,7 +16,6 @@ from ray.serve.schema import ReplicaState
 
 from api.service import FAMILIES, DeploymentState
 from configs.catalogue import Catalogue, Family
-from deployments.runtime.absence import ABSENT_S
 from deployments.runtime.broadcast import answers
 from deployments.runtime.drain import deployments_of
 from deployments.runtime.handle_ports import (
@@ -27,6 +26,7 @@ from deployments.runtime.handle_ports import (
 )
 from deployments.runtime.metrics import observe_stage
 from deployments.runtime.model_access import ModelFiles
+from deployments.runtime.router_state import ABSENT_S
 from speech.pipeline import ProcessOptions, SpeechGraph, Stage, Task
 from speech.transcript import Segment, Transcript
 

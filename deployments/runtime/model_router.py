@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.request_router import RunningReplica
 
-from deployments.runtime import absence, last_replicas
+from deployments.runtime import router_state
 
 
 class ModelRouter(PowerOfTwoChoicesRequestRouter):
@@ -20,14 +20,14 @@ class ModelRouter(PowerOfTwoChoicesRequestRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._last: Sequence[RunningReplica] = ()
-        last_replicas.register(self)
+        router_state.register(self)
         self._observe()
 
     def update_replicas(self, replicas: Sequence[RunningReplica]) -> None:
         """Called by Serve, on the event loop of the router, with the replicas that run."""
         if replicas:
             self._last = replicas
-        super().update_replicas(list(self._last if last_replicas.keeping() else replicas))
+        super().update_replicas(list(self._last if router_state.keeping() else replicas))
         self._observe()
 
     def restore(self) -> None:
@@ -37,7 +37,7 @@ class ModelRouter(PowerOfTwoChoicesRequestRouter):
 
     def _observe(self) -> None:
         if self.always_running:
-            absence.observe_replicas(self._deployment_id.name, len(self.curr_replicas))
+            router_state.observe_replicas(self._deployment_id.name, len(self.curr_replicas))
 
 
 class ElasticModelRouter(ModelRouter):

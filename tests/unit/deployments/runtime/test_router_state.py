@@ -1,4 +1,4 @@
-"""Routers of a deleted application, as Serve makes them: from a copy of their class."""
+"""Routers of a deleted application, and of one without replicas: from a copy of their class."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,10 +8,9 @@ from ray.serve._private.common import DeploymentID
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 
 from configs.settings import ModelSettings
-from deployments.runtime import absence, last_replicas
-from deployments.runtime.absence import absent_s
-from deployments.runtime.last_replicas import keep_last_replicas
+from deployments.runtime import router_state
 from deployments.runtime.options import model_options
+from deployments.runtime.router_state import absent_s, keep_last_replicas
 
 
 class Loop:
@@ -37,8 +36,8 @@ def router(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(base, "update_replicas", update)
     monkeypatch.setattr(base, "_event_loop", Loop())
     monkeypatch.setattr(base, "curr_replicas", property(lambda self: self._replicas))
-    monkeypatch.setattr(last_replicas, "_keeping", False)
-    monkeypatch.setattr(absence, "_since", {})
+    monkeypatch.setattr(router_state, "_keeping", False)
+    monkeypatch.setattr(router_state, "_absent_since", {})
     options = model_options(ModelSettings.model_validate({"default_model": "m"}), 1, 60)
     return options["request_router_config"].get_request_router_class()()
 
