@@ -20,6 +20,8 @@ for archive in base onnx-cuda; do
 import sys, tarfile
 with tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz") as archive:
     archive.extractall(sys.argv[1], filter="tar")' "$site"
+        # Ray ends a node whose processes take long to import.
+        "$python" -m compileall -q -j 0 "$site" || true
         touch "$site/.$archive"
     fi
 done
