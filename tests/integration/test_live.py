@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import soxr
@@ -291,6 +292,9 @@ async def test_killed_recognisers_lose_and_double_no_word_of_twenty_streams(
     with application("lanes", LIVE_ONLY | {"live": LIVE_ONLY["live"] | replicas}) as url:
         undisturbed = essence(await native(url, audio))
         assert undisturbed
+        stats = (await asyncio.to_thread(httpx.get, f"{url}/cache/stats", timeout=30)).json()
+        live = [(r["model_name"], r["device"]) for r in stats if r["task_type"] == "live"]
+        assert live == [("demo-vosk-streaming", "cpu")] * 2
         pids = await asyncio.to_thread(replica_pids, "lanes", "Live")
         async with speaking(url, audio, streams=20, pace=1) as tasks:
             await asyncio.sleep(len(audio) / 32_000 / 2)
