@@ -15,6 +15,7 @@ import onnx
 import onnx_asr
 from onnx import helper, numpy_helper
 
+from engines.onnx_sessions import session_options
 from models.recipes import asr_cards, evaluate_ctc
 from models.recipes.ctc_export import NEMO, OFFLINE
 from models.recipes.ctc_model import STRIDE
@@ -65,7 +66,10 @@ def write(source: Path = DEMO / OFFLINE, folder: Path = DEMO / NEMO) -> None:
 def measure(folder: Path = DEMO / NEMO) -> None:
     """Write ``metrics.json``: figures through onnx-asr, and the network's of ``demo-vosk``."""
     recogniser = onnx_asr.load_model(
-        "nemo-conformer-ctc", folder, providers=["CPUExecutionProvider"]
+        "nemo-conformer-ctc",
+        folder,
+        sess_options=session_options(threads=1),
+        providers=["CPUExecutionProvider"],
     ).with_timestamps()
     of_the_network = json.loads((DEMO / OFFLINE / "metrics.json").read_text(encoding="utf-8"))
     kept = ("bar_wer", "parameters", "training_cpu_s")

@@ -63,7 +63,7 @@ def onnx_asr(checkout: Path) -> None:
     from speech.ports import TranscribeOptions
 
     samples = recording(checkout).cut(0, 8)
-    for name in ("demo-vosk", "demo-gigaam"):
+    for name in ("demo-vosk", "demo-gigaam", "demo-nemo"):
         engine = OnnxAsrEngine(*model(checkout, name), device="cpu")
         assert engine.transcribe(samples, TranscribeOptions()).segments
     streaming = StreamingEngine(*model(checkout, "demo-vosk-streaming"), device="cpu")
