@@ -43,16 +43,6 @@ def launch(repository: Path, tmp_path: Path) -> Launch:
     return run
 
 
-def test_a_missing_model_directory_is_named(launch: Launch, tmp_path: Path) -> None:
-    run = launch(tmp_path / "nowhere")
-    assert (run.returncode, run.stdout) == (1, "")
-    assert run.stderr == (
-        "the graph did not come up: args.onnx_asr: "
-        "model demo-vosk is not on this server; for its operator, see docs/models.md: "
-        f"{tmp_path}/nowhere does not exist\n"
-    )
-
-
 def test_a_model_file_that_does_not_load_is_named(
     launch: Launch, repository: Path, tmp_path: Path
 ) -> None:

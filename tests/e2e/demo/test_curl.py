@@ -6,11 +6,8 @@ sends anything. The nearest line that it accepts has the same JSON in a part of 
 
 import json
 import re
-import socket
 import subprocess
-import sys
 import wave
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ import pytest
 
 from speech.audio import SAMPLE_RATE
 from speech.media.decoding import decode
-from tests.e2e.launched import launched
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -47,17 +43,9 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def serving(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The demo graph, listening on the port of an old .env file; its base URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    file = tmp_path_factory.mktemp("old") / ".env"
-    file.write_text(f"HOST=127.0.0.1\nPORT={port}\nLOG_LEVEL=warning\n", encoding="utf-8")
-    command = [sys.executable, "-m", "graphs.launch", "configs/demo.yaml"]
-    with launched(command, repository, {"SPEECHGRAPH_LEGACY_ENV": str(file)}) as addresses:
-        assert addresses["service"] == f"http://127.0.0.1:{port}"
-        yield addresses["service"]
+def serving(serving: dict[str, str]) -> str:
+    """The base URL of the demo graph."""
+    return serving["service"]
 
 
 @pytest.fixture(scope="module")

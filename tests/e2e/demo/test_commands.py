@@ -5,13 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.e2e.launched import eventually, launched
+from tests.e2e.launched import eventually
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -42,13 +41,6 @@ def test_make_demo_prints_both_dialogues_with_speakers_and_emotions(repository: 
         assert re.search(r"\b(angry|sad|neutral|positive)\b", page)
         for model in ("demo-whisper", "demo-pyannote", "demo-gigaam-emo"):
             assert model in page
-
-
-@pytest.fixture(scope="module")
-def serving(repository: Path) -> Iterator[dict[str, str]]:
-    """`make serve`, running; the addresses it printed. It joins no other cluster."""
-    with launched(["make", "serve"], repository, {"RAY_ADDRESS": "192.0.2.1:6379"}) as addresses:
-        yield addresses
 
 
 def test_make_serve_prints_the_service_and_the_dashboard(serving: dict[str, str]) -> None:
