@@ -7,9 +7,13 @@ KEYS ?= data/keys.txt
 
 .PHONY: setup demo serve key test test-unit test-integration test-e2e test-clients lint hooks docs bench validate models models-pull lock clean
 
-# GPU=1 installs what Whisper and emotions need on a GPU, TORCH=cpu torch's build without CUDA.
-GPU ?= 0
-TORCH ?= default
+# GPU=1 installs what Whisper and emotions need on a GPU, TORCH=cpu torch's build without CUDA. What
+# is installed stays so until one of them is given.
+INSTALLED := $(patsubst .venv/.installed-%,%,$(wildcard .venv/.installed-*))
+ifndef GPU
+GPU := $(if $(filter 1-$(or $(TORCH),default),$(INSTALLED)),1,0)
+endif
+TORCH ?= $(if $(filter $(GPU)-cpu,$(INSTALLED)),cpu,default)
 VARIANT := $(GPU)-$(TORCH)
 ifeq ($(filter 0-default 1-default 0-cpu,$(VARIANT)),)
 $(error GPU is 0 or 1, TORCH is default or cpu; GPU=1 needs the CUDA build of torch)

@@ -66,39 +66,64 @@ def test_the_gpu_lock_installs_the_same_as_the_other_where_a_gpu_package_has_no_
     assert installed(repository / "requirements-gpu.lock", ARM_LINUX) == cpu
 
 
-def commands(repository: Path, *variables: str) -> str:
-    """What `make setup` would run in a checkout without an environment."""
+def commands(checkout: Path, *variables: str) -> str:
+    """What `make setup` would run where nothing is up to date."""
     command = ["make", "--dry-run", "--always-make", "setup", *variables]
     given = {"GPU", "TORCH", "MAKEFLAGS"}  # to the make that may run these tests
     environment = {name: value for name, value in os.environ.items() if name not in given}
     run = subprocess.run(
-        command, cwd=repository, env=environment, capture_output=True, text=True, check=False
+        command, cwd=checkout, env=environment, capture_output=True, text=True, check=False
     )
     return (run.stdout + run.stderr).replace("\\\n", "")
 
 
-def test_setup_installs_the_lock_that_its_variables_choose(repository: Path) -> None:
-    assert "pip sync --quiet --compile-bytecode requirements.lock" in commands(repository)
-    assert "compile-bytecode requirements-gpu.lock" in commands(repository, "GPU=1")
-    assert "GPU=1 needs the CUDA build" in commands(repository, "GPU=1", "TORCH=cpu")
+@pytest.fixture
+def checkout(repository: Path, tmp_path: Path) -> Path:
+    """What `make setup` reads, without an environment."""
+    for name in ("Makefile", "pyproject.toml", "requirements.lock", "requirements-gpu.lock"):
+        shutil.copy(repository / name, tmp_path)
+    (tmp_path / ".venv").mkdir()
+    return tmp_path
+
+
+def test_setup_installs_the_lock_that_its_variables_choose(checkout: Path) -> None:
+    assert "pip sync --quiet --compile-bytecode requirements.lock" in commands(checkout)
+    assert "compile-bytecode requirements-gpu.lock" in commands(checkout, "GPU=1")
+    assert "GPU=1 needs the CUDA build" in commands(checkout, "GPU=1", "TORCH=cpu")
+
+
+@pytest.mark.parametrize(
+    ("installed", "variables", "planned"),
+    [
+        ("1-default", [], "compile-bytecode requirements-gpu.lock"),
+        ("1-default", ["GPU=0"], "compile-bytecode requirements.lock"),
+        ("1-default", ["TORCH=cpu"], "--torch-backend=cpu"),
+        ("0-cpu", [], "--torch-backend=cpu"),
+        ("0-cpu", ["TORCH=default"], "compile-bytecode requirements.lock"),
+        ("0-cpu", ["GPU=1"], "compile-bytecode requirements-gpu.lock"),
+    ],
+)
+def test_what_is_installed_stays_until_another_is_asked_for(
+    checkout: Path, installed: str, variables: list[str], planned: str
+) -> None:
+    (checkout / ".venv" / f".installed-{installed}").touch()
+    assert planned in commands(checkout, *variables)
 
 
 def test_torch_without_cuda_replaces_torch_and_its_libraries_alone(
-    repository: Path, tmp_path: Path
+    repository: Path, checkout: Path
 ) -> None:
-    planned = commands(repository, "TORCH=cpu").splitlines()
-    (tmp_path / ".venv").mkdir()
-    shutil.copy(repository / "requirements.lock", tmp_path)
+    planned = commands(checkout, "TORCH=cpu").splitlines()
     for line in planned:
         if line.startswith("sed"):
-            subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+            subprocess.run(line, shell=True, cwd=checkout, check=True)
     before = installed(repository / "requirements.lock", X86_64_LINUX)
-    others = installed(tmp_path / ".venv" / "others.lock", X86_64_LINUX)
+    others = installed(checkout / ".venv" / "others.lock", X86_64_LINUX)
     left_out = before.keys() - others.keys()
     assert others.items() == before.items() - {(name, before[name]) for name in left_out}
     libraries = {name for name in before if name.startswith(("nvidia-", "cuda-"))}
     reads_the_driver = "nvidia-ml-py"
     assert left_out == libraries - {reads_the_driver} | {"torch", "torchaudio", "triton"}
-    pins = (tmp_path / ".venv" / "torch.txt").read_text(encoding="utf-8").split()
+    pins = (checkout / ".venv" / "torch.txt").read_text(encoding="utf-8").split()
     assert pins == [f"torch{before['torch']}", f"torchaudio{before['torchaudio']}"]
     assert any("--torch-backend=cpu -r .venv/torch.txt" in line for line in planned)
