@@ -123,7 +123,8 @@ others share one row of the 51,865. Its window is 10 s, which its `preprocessor_
 declares. Bare faster-whisper 1.2.1 pads each window to 30 s all the same, with silence that the
 model was not trained on, and loses sentences; the engine of the service does not.
 Windows grow from 4 s to 10 s; known times of phonemes, tokens and words teach the encoder and the
-cross-attention. Stored as int8.
+cross-attention. The scores of the attention that word times are read from are multiplied by 0.75:
+as trained they leave frames to which no token attends in float16. Stored as int8.
 """
     recipe = "python -m models.recipes.whisper && python -m models.recipes.whisper_export"
     extra = "; `tokenizer.json` and `vocabulary.json` are OpenAI Whisper's, MIT"
