@@ -1,4 +1,4 @@
-"""One Ray cluster for the session: a head with the CPUs, two nodes with two pretended GPUs each."""
+"""One Ray cluster for this folder: a head with the CPUs, two nodes with two pretended GPUs each."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def calls_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nodes(calls_file: Path) -> Iterator[Cluster]:
     """A running cluster without Serve."""
     path = [str(Path(sitecustomize.__file__).parent), os.environ.get("PYTHONPATH", "")]
@@ -48,6 +48,7 @@ def nodes(calls_file: Path) -> Iterator[Cluster]:
         environment.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
         environment.setenv(sitecustomize.CALLS_FILE, str(calls_file))
         head = {"num_cpus": 16, "num_gpus": 0, "dashboard_port": free_port()}
+        head["include_log_monitor"] = False  # it reads the logs again and again for the driver
         nodes = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             add_node(nodes, num_cpus=4, num_gpus=2)
@@ -56,7 +57,7 @@ def nodes(calls_file: Path) -> Iterator[Cluster]:
     nodes.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(nodes: Cluster) -> Iterator[str]:
     """The same with Serve; the address of the HTTP proxy of the head."""
     ray.init(address=nodes.address, log_to_driver=False)
@@ -82,7 +83,7 @@ def demo_args(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return args
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def application(cluster: str) -> Service:
     """Starts another application beside the demo graph and takes it away again."""
 
@@ -97,7 +98,7 @@ def application(cluster: str) -> Service:
     return start
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def demo(application: Service, demo_args: dict[str, Any]) -> Iterator[str]:
     """The whole demo graph; its base URL."""
     with application("speech", demo_args) as url:

@@ -40,8 +40,8 @@ class GraphProbe:
 
         Audio.__setstate__ = counted  # type: ignore[attr-defined]
         handles = {
-            name.lower(): serve.get_deployment_handle(name, "speech")
-            for name in ("Decoder", "OnnxAsr")
+            name: serve.get_deployment_handle(deployment, "speech")
+            for name, deployment in (("decoder", "Decoder"), ("onnx_asr", "OnnxAsr"))
         }
         catalogue = Catalogue.load()
         self._service = GraphService(catalogue, handles, {"onnx_asr": MODEL}, TIMEOUTS_S, MODEL)

@@ -184,7 +184,7 @@ def test_an_accepted_job_outlives_the_ingress(service: str, process: Process, cl
     eventually(back)
 
 
-def test_a_hundred_jobs_under_random_kills_are_each_done_once(
+def test_forty_jobs_under_random_kills_are_each_done_once(
     service: str, process: Process, demo_audio: Path
 ) -> None:
     """Clients repeat unanswered requests with the same key."""
@@ -228,11 +228,11 @@ def test_a_hundred_jobs_under_random_kills_are_each_done_once(
     killer.start()
     try:
         with ThreadPoolExecutor(8) as pool:
-            done = list(pool.map(one, range(100)))
+            done = list(pool.map(one, range(40)))
     finally:
         over.set()
         killer.join()
-    assert len({id for id, _ in done}) == 100
+    assert len({id for id, _ in done}) == 40
     for number, (id, body) in enumerate(done):
         assert body["status"] == "completed", body["error"]
         assert words(body) == expected[number % len(clips)]

@@ -172,14 +172,14 @@ async def test_silence_noise_and_garbage_say_nothing_and_break_nothing(
     assert socket.close_code == 1008
 
 
-async def test_an_hour_poured_in_does_not_drift(live: str, demo_audio: Path) -> None:
+async def test_twenty_minutes_poured_in_do_not_drift(live: str, demo_audio: Path) -> None:
     (clip,) = clips(demo_audio, count=1)[:1]
     minute = np.zeros(60 * SAMPLE_RATE, np.float32)
     minute[SAMPLE_RATE : SAMPLE_RATE + len(clip.samples)] = clip.samples
-    events = await native(live, pcm(minute) * 60, partials=False)
+    events = await native(live, pcm(minute) * 20, partials=False)
     starts = [final["words"][0]["start"] for final in finals(events)]
-    assert len(starts) == 60
-    assert starts == pytest.approx([starts[0] + 60 * n for n in range(60)], abs=0.05)
+    assert len(starts) == 20
+    assert starts == pytest.approx([starts[0] + 60 * n for n in range(20)], abs=0.05)
     assert len({final["text"] for final in finals(events)}) == 1
 
 

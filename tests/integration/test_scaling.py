@@ -12,8 +12,11 @@ from ray import serve
 
 from configs.settings import SpeechArgs
 from graphs.speech import build
+from speech.audio import SAMPLE_RATE
+from speech.media.decoding import decode
 from tests.integration.conftest import Service, living_actors
 from tests.integration.test_faults import eventually
+from tests.unit.sound_files import to_s16, wav
 
 Process = Callable[..., httpx.Response]
 QUICK = {"upscale_delay_s": 0.5, "downscale_delay_s": 2.0, "look_back_period_s": 2.0}
@@ -41,9 +44,13 @@ def elastic(application: Service, demo_args: dict[str, Any]) -> Any:
 
 
 def test_two_models_autoscale_apart(elastic: str, process: Process, demo_audio: Path) -> None:
-    meeting = demo_audio / "meeting-10min.opus"
+    meeting = (demo_audio / "meeting-10min.opus").read_bytes()
+    three_minutes = decode(meeting, keep_channels=False, max_seconds=600, max_channels=1).cut(
+        0, 180
+    )
+    audio = wav(to_s16(three_minutes), SAMPLE_RATE)
     with ThreadPoolExecutor(4) as pool:
-        requests = [pool.submit(process, elastic, meeting, {}) for _ in range(4)]
+        requests = [pool.submit(process, elastic, audio, {}) for _ in range(4)]
         eventually(lambda: running("elastic", "Whisper") == 2, within_s=120)
         assert running("elastic", "OnnxAsr") == 1
         assert all(r.result().status_code == 200 for r in requests)

@@ -202,8 +202,8 @@ async def test_the_whole_app_has_these_paths_and_its_root_stays_a_page() -> None
         ("EN-us", STREAMING),
         ("russian", STREAMING),
         ("auto", STREAMING),
-        ("de", "demo-vosk-german"),
-        ("fr", "demo-whisper-many"),
+        ("ja", "demo-vosk-japanese"),
+        ("ko", "demo-whisper-many"),
     ],
 )
 async def test_the_language_of_the_path_selects_a_model_that_knows_it(
@@ -229,10 +229,10 @@ async def test_what_is_no_language_is_refused_in_the_handshake(service: LiveServ
 
 
 async def test_a_language_that_no_model_knows_is_an_error(service: LiveService) -> None:
-    async with service.connect("/asr/de/") as client:
+    async with service.connect("/asr/ja/") as client:
         await client.send(b"\0\0")
         (error,) = await client.rest()
-    assert "'de'" in error["error"]
+    assert "'ja'" in error["error"]
     assert client.closed[0] == 1008
 
 
@@ -245,12 +245,12 @@ async def test_a_model_that_is_named_counts_more_than_the_language(service: Live
 def add_models(service: LiveService, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two models that are no default of the live streams, besides those of the demo."""
     demo = {model.id: model for model in CATALOGUE.models}
-    german = demo[UTTERANCES].model_copy(
-        update={"id": "demo-vosk-german", "languages": ("de",), "aliases": ()}
+    japanese = demo[UTTERANCES].model_copy(
+        update={"id": "demo-vosk-japanese", "languages": ("ja",), "aliases": ()}
     )
     many = demo[WHISPER].model_copy(
         update={"id": "demo-whisper-many", "languages": (), "aliases": ()}
     )
-    catalogue = Catalogue(models=(*CATALOGUE.models, german, many))
+    catalogue = Catalogue(models=(*CATALOGUE.models, japanese, many))
     monkeypatch.setattr(service.graph, "catalogue", catalogue)
     monkeypatch.setattr(service.streams, "models", replace(service.streams.models, general=many.id))

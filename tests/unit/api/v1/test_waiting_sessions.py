@@ -69,7 +69,7 @@ async def test_dropped_sockets_lock_nobody_out():
     models = FakeModels()
     async with serving(models, max_sessions=3) as service:
         models.max_streams = 3
-        for _ in range(10):
+        for _ in range(4):
             await dropped(service)
         async with native(service) as (one, _), native(service) as (two, _):
             for client in (one, two):
