@@ -14,9 +14,7 @@ from tests.postgres import NewDatabase, running_postgres
 # Ray reads these when it is first imported.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
-# A cluster of several applications takes a third of a core for what it does ten times a second by
-# default, whether it has work or not.
-os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.3")
+# Each process of a cluster exports its metrics ten times a second by default.
 os.environ.setdefault("RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", "1000")
 os.environ.update(TELEMETRY_OFF | SERVE_ENVIRONMENT)
 
