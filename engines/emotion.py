@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from engines.cancellation import CancelCheck, raise_if_cancelled
 from engines.device import Device
-from engines.onnx_sessions import providers, session_options
-from engines.out_of_memory import in_smaller_batches
+from engines.onnx_sessions import check_providers, providers, session_options
+from engines.out_of_memory import in_parts_that_fit
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import EngineFailed, ModelUnavailable
 
@@ -101,12 +101,11 @@ class EmotionEngine:
         ``device`` is "cpu" or "cuda"; ``threads`` is per inference. Raises ModelUnavailable, also
         where onnxruntime would take the CPU for a GPU that does not work.
         """
-        wanted = providers(device)
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path / "model.onnx"),
                 session_options(threads),
-                providers=wanted,
+                providers=providers(device),
                 enable_fallback=0,
             )
             self.labels = _labels(path)
@@ -114,11 +113,7 @@ class EmotionEngine:
             raise ModelUnavailable(
                 "the emotion model does not load", detail=f"{path}: {error}"
             ) from error
-        if wanted[0] not in self._session.get_providers():
-            raise ModelUnavailable(
-                "the emotion model does not load on the GPU",
-                detail=f"onnxruntime has no {wanted[0]}; it wrote the reason to stderr",
-            )
+        check_providers("the emotion model", device, [self._session])
 
     @property
     def compute_type(self) -> str:
@@ -144,18 +139,14 @@ class EmotionEngine:
         for batch in _batches(clips):
             raise_if_cancelled(cancelled)
             features = np.stack([log_mel(_cut(clips[w.clip], w)) for w in batch])
-            inferred = in_smaller_batches(len(batch), partial(self._infer, features))
+            inferred = in_parts_that_fit(features, self._infer)
             for window, probabilities in zip(batch, inferred, strict=True):
                 totals[window.clip] += window.weight * probabilities
         totals[[len(clip) == 0 for clip in clips]] = 1.0
         totals /= totals.sum(axis=1, keepdims=True)
         return [dict(zip(self.labels, row.tolist(), strict=True)) for row in totals]
 
-    def _infer(self, features: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-        parts = [features[first : first + size] for first in range(0, len(features), size)]
-        return np.concatenate([self._infer_at_once(part) for part in parts])
-
-    def _infer_at_once(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _infer(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         lengths = np.full(len(features), features.shape[2], dtype=np.int64)
         inputs = {"features": features, "feature_lengths": lengths}
         try:

@@ -1,8 +1,11 @@
 """Options of ONNX Runtime that the engines on it share."""
 
+from collections.abc import Iterable
+
 import onnxruntime
 
 from engines.device import Device
+from speech.errors import ModelUnavailable
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
@@ -17,3 +20,18 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 def providers(device: Device) -> list[str]:
     """The providers for a device, the wanted one first; operators that it lacks run on the CPU."""
     return ["CUDAExecutionProvider"] * (device == "cuda") + ["CPUExecutionProvider"]
+
+
+def check_providers(
+    model: str, device: Device, sessions: Iterable[onnxruntime.InferenceSession]
+) -> None:
+    """Raise ModelUnavailable where onnxruntime took the CPU for a GPU that does not work.
+
+    ``model`` is the subject of the message.
+    """
+    wanted = providers(device)[0]
+    if not all(wanted in session.get_providers() for session in sessions):
+        raise ModelUnavailable(
+            f"{model} does not load on the GPU",
+            detail=f"onnxruntime has no {wanted}; it wrote the reason to stderr",
+        )

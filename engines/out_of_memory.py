@@ -4,14 +4,25 @@ import gc
 import logging
 import re
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
 from speech.errors import EngineFailed, ModelUnavailable, OutOfMemory, SpeechError
 
 logger = logging.getLogger(f"speechgraph.{__name__}")
 
 R = TypeVar("R")
+
+
+class _Batch(Protocol):
+    """A list or an array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Any: ...
+
+
+B = TypeVar("B", bound=_Batch)
 
 _REPORTS = re.compile(
     "|".join(
@@ -76,3 +87,13 @@ def in_smaller_batches(size: int, run: Callable[[int], R]) -> R:
             logger.warning("out of memory with a batch of %d, which is halved: %s", size, error)
         size //= 2
         free_caches()
+
+
+def in_parts_that_fit(batch: B, run: Callable[[B], Iterable[R]]) -> list[R]:
+    """The results of ``run(batch)``, one for each item, by parts as :func:`in_smaller_batches`."""
+
+    def in_parts(size: int) -> list[R]:
+        parts = (batch[first : first + size] for first in range(0, len(batch), size))
+        return [result for part in parts for result in run(part)]
+
+    return in_smaller_batches(len(batch), in_parts)

@@ -18,7 +18,7 @@ from configs.catalogue import ModelEntry
 from engines.cancellation import CancelCheck, raise_if_cancelled
 from engines.device import Device
 from engines.onnx_asr.hypothesis import Hypothesis
-from engines.onnx_sessions import providers, session_options
+from engines.onnx_sessions import check_providers, providers, session_options
 from speech.audio import Samples
 from speech.errors import EngineFailed, ModelNotInstalled, ModelUnavailable
 from speech.ports import TranscribeOptions
@@ -40,14 +40,9 @@ class BatchedBackend:
         """
         self._takes_language = entry.needs_language
         self._model, self.compute_type = _load(entry, path, device, compute_type, threads)
-        wanted = providers(device)[0]
         parts = vars(self._model.asr).values()
         sessions = [part for part in parts if isinstance(part, onnxruntime.InferenceSession)]
-        if not all(wanted in session.get_providers() for session in sessions):
-            raise ModelUnavailable(
-                f"model '{entry.id}' does not load on the GPU",
-                detail=f"onnxruntime has no {wanted}; it wrote the reason to stderr",
-            )
+        check_providers(f"model '{entry.id}'", device, sessions)
 
     def decode(
         self, utterances: Sequence[Samples], options: TranscribeOptions, cancelled: CancelCheck

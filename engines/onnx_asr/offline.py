@@ -18,7 +18,7 @@ from engines.device import Device
 from engines.onnx_asr.hotwords import check_hotwords
 from engines.onnx_asr.hypothesis import Hypothesis, words_of
 from engines.onnx_asr.model_options import OnnxAsrOptions
-from engines.out_of_memory import failure, in_smaller_batches
+from engines.out_of_memory import failure, in_parts_that_fit
 from engines.vad.silero_vad import SileroVad
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import InvalidRequest, SpeechError
@@ -179,28 +179,13 @@ class OnnxAsrEngine:
         for first in range(0, len(cuts), options.batch_size):
             batch = cuts[first : first + options.batch_size]
             samples_of = [_cut(samples, utterance) for utterance in batch]
-            decode = partial(self._decode, samples_of, options, cancelled)
-            hypotheses = in_smaller_batches(len(batch), decode)
+            decode = partial(self._backend.decode, options=options, cancelled=cancelled)
+            hypotheses = in_parts_that_fit(samples_of, decode)
             for utterance, hypothesis in zip(batch, hypotheses, strict=True):
                 segment = _segment(hypothesis, utterance, with_words=options.word_timestamps)
                 if segment is not None:
                     yield segment
             report(batch[-1][1])
-
-    def _decode(
-        self,
-        utterances: Sequence[Samples],
-        options: TranscribeOptions,
-        cancelled: CancelCheck,
-        size: int,
-    ) -> list[Hypothesis]:
-        return [
-            hypothesis
-            for first in range(0, len(utterances), size)
-            for hypothesis in self._backend.decode(
-                utterances[first : first + size], options, cancelled
-            )
-        ]
 
 
 def _backend(
@@ -220,9 +205,10 @@ def _backend(
             entry, path, device=device, compute_type=compute_type, threads=threads
         )
     from engines.onnx_asr.sherpa_backend import SherpaBackend
+    from engines.onnx_asr.sherpa_models import load
 
     return SherpaBackend(
-        entry, options, path, device=device, compute_type=compute_type, threads=threads
+        load(entry, options, path, device=device, compute_type=compute_type, threads=threads)
     )
 
 

@@ -4,14 +4,11 @@ Its token probabilities are those of transducers alone: words of its CTC models 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from configs.catalogue import ModelEntry
 from engines.cancellation import CancelCheck, raise_if_cancelled
 from engines.onnx_asr.hotwords import hotword_phrases
 from engines.onnx_asr.hypothesis import Hypothesis
-from engines.onnx_asr.model_options import OnnxAsrOptions
-from engines.onnx_asr.sherpa_models import FLUSH_SILENCE, load
+from engines.onnx_asr.sherpa_models import FLUSH_SILENCE, Recognizer
 from speech.audio import SAMPLE_RATE, Samples
 from speech.ports import TranscribeOptions
 
@@ -19,20 +16,8 @@ from speech.ports import TranscribeOptions
 class SherpaBackend:
     """A recogniser of sherpa-onnx, offline or frame-synchronous."""
 
-    def __init__(
-        self,
-        entry: ModelEntry,
-        options: OnnxAsrOptions,
-        path: Path,
-        *,
-        device: str,
-        compute_type: str,
-        threads: int,
-    ) -> None:
-        """See :func:`engines.onnx_asr.sherpa_models.load`, which raises what it names."""
-        self._recognizer = load(
-            entry, options, path, device=device, compute_type=compute_type, threads=threads
-        )
+    def __init__(self, recognizer: Recognizer) -> None:
+        self._recognizer = recognizer
 
     @property
     def takes_hotwords(self) -> bool:

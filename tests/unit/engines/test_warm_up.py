@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from configs.catalogue import REPOSITORY_ROOT, Catalogue, ModelEntry
-from engines.device import Target, load
+from engines.device import Loaded, Target, load
 
 DEMO = REPOSITORY_ROOT / "models/demo"
 
@@ -57,39 +57,33 @@ def test_of_a_streaming_recogniser(monkeypatch: pytest.MonkeyPatch) -> None:
         loaded.engine.warm_up()
 
 
-@pytest.mark.parametrize("part", ["_segmentation", "_embedding"])
-def test_of_both_models_of_pyannote(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pyannote.audio")
+def diarization(model: str) -> Loaded[Any]:
     from engines.diarization.backends import backend, load_engine
 
-    demo, path = entry("demo-pyannote")
-    loaded = load(
+    demo, path = entry(model)
+    return load(
         demo.id,
         Target("cpu"),
         backend(demo),
         lambda on: load_engine(demo, path, device=on, threads=1),
     )
+
+
+@pytest.mark.parametrize("part", ["_segmentation", "_embedding"])
+def test_of_both_models_of_pyannote(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyannote.audio")
+    loaded = diarization("demo-pyannote")
     assert loaded.placement.compute_type == "float32"
-    pipeline: Any = loaded.engine
-    monkeypatch.setattr(pipeline._pipeline, part, fail)
+    monkeypatch.setattr(loaded.engine._pipeline, part, fail)
     with pytest.raises(Broken):
         loaded.engine.warm_up()
 
 
 def test_of_the_light_backend_of_diarization(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sherpa_onnx")
-    from engines.diarization.backends import backend, load_engine
-
-    demo, path = entry("demo-diarization-light")
-    loaded = load(
-        demo.id,
-        Target("cpu"),
-        backend(demo),
-        lambda on: load_engine(demo, path, device=on, threads=1),
-    )
+    loaded = diarization("demo-diarization-light")
     assert loaded.placement.compute_type == "float32"
-    light: Any = loaded.engine
-    monkeypatch.setattr(light._worker, "process", fail)
+    monkeypatch.setattr(loaded.engine._worker, "process", fail)
     with pytest.raises(Broken):
         loaded.engine.warm_up()
 
