@@ -57,7 +57,8 @@ class CacheEntry(TypedDict):
 
     ``asked`` is the setting ``device``. ``fallback`` is why the model does not run on the GPU that
     it should, null otherwise. The memory of the GPU, in MiB, is that in use by all processes before
-    the load and after the first window, and what was free then; null on the CPU.
+    the load and after the first window, and what was free then; null on the CPU. ``encoder`` is the
+    library that runs the encoder of a Whisper model, null for the others.
     """
 
     model_name: str
@@ -71,6 +72,7 @@ class CacheEntry(TypedDict):
     asked: Literal["auto", "cpu", "cuda"]
     device: Literal["cpu", "cuda"]
     compute_type: str
+    encoder: Literal["torch", "ctranslate2"] | None
     fallback: str | None
     gpu: str | None
     gpu_total_mb: int | None

@@ -18,9 +18,9 @@ from pydantic_settings import (
 
 from configs import legacy_environment
 from configs.deployment_settings import Deployment, Strict
+from configs.engine_settings import EngineSettings, ModelSettings, WhisperSettings
 from configs.job_settings import JobSettings
 
-Device = Literal["auto", "cpu", "cuda"]
 Dialect = Literal["v1", "openai", "asr", "whisper"]
 
 ORIGIN = r"^(\*|https?://[^/*\s]+(:\*)?)$"
@@ -66,62 +66,6 @@ class DecoderSettings(Deployment):
     max_channels: int = Field(8, ge=1, description="Most channels of one file; more is 422.")
     timeout_s: float = Field(300.0, gt=0, description="Longest decode of one file, seconds.")
     concurrency: int = Field(1, ge=1, description="Files decoded at once in a replica.")
-
-
-class ReloadableSettings(Strict):
-    """``user_config`` of a model deployment: settings that change without a restart."""
-
-    max_models: int | None = Field(
-        None, ge=1, description="As max_models of the arguments; null: what these have."
-    )
-    idle_ttl_s: float | None = Field(
-        None, ge=-1, description="As idle_ttl_s of the arguments; null: what these have."
-    )
-
-
-class EngineSettings(Deployment):
-    """A deployment that loads models of the catalogue."""
-
-    default_model: str = Field(description="Catalogue id used when a request names none.")
-    preload: tuple[str, ...] | None = Field(
-        None, description="Models loaded before the replica is ready; null: the default model."
-    )
-    device: Device = Field(
-        "auto",
-        description="auto is cuda where the replica has a GPU and the model runs on it, else cpu, "
-        "with a warning that names what is missing. With cuda the replica does not start then.",
-    )
-    compute_type: str = Field(
-        "auto",
-        description="Number format of the weights: auto, int8, bfloat16, float16, float32 and "
-        "others of CTranslate2. For Whisper auto is int8 on the CPU, and on a GPU bfloat16, or "
-        "float16 where it has no bfloat16.",
-    )
-
-    @property
-    def preloaded(self) -> tuple[str, ...]:
-        """Ids that a replica loads before it takes requests."""
-        return (self.default_model,) if self.preload is None else self.preload
-
-
-class ModelSettings(EngineSettings):
-    """A deployment that answers calls with the models of one family."""
-
-    concurrency: int = Field(1, ge=1, description="Inferences that run at once in a replica.")
-    max_models: int = Field(
-        2,
-        ge=1,
-        description="Models that a replica keeps loaded; beyond, the least recently used is "
-        "unloaded.",
-    )
-    idle_ttl_s: float = Field(
-        -1.0,
-        ge=-1,
-        description="Time until an idle model is unloaded, seconds: -1 never, 0 at once.",
-    )
-    timeout_s: float = Field(
-        3600.0, gt=0, description="Longest call, waiting included, seconds; then 504."
-    )
 
 
 class LiveSettings(EngineSettings):
@@ -350,7 +294,7 @@ class SpeechArgs(BaseSettings):
     offline: bool = Field(False, description="Never fetch from the hub, as with HF_HUB_OFFLINE=1.")
     ingress: IngressSettings = Field(description="HTTP and WebSockets.")
     decoder: DecoderSettings = Field(DecoderSettings(), description="Decoding of files.")
-    whisper: ModelSettings | None = Field(None, description="Whisper models; null: none.")
+    whisper: WhisperSettings | None = Field(None, description="Whisper models; null: none.")
     onnx_asr: ModelSettings | None = Field(
         None,
         description="Speech recognisers in ONNX, such as Vosk and GigaAM; null: none. vosk, its "

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from configs.engine_settings import WhisperSettings
 from deployments.runtime.host import RecogniserHost
 from deployments.runtime.metrics import count_reruns
 from engines import device
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 class Whisper(RecogniserHost):
     """Recognises speech with the Whisper models of the catalogue."""
+
+    _settings: WhisperSettings
 
     def load(self, model: str) -> "device.Loaded[WhisperEngine]":
         """See :meth:`EngineHost.load`."""
@@ -29,6 +32,7 @@ class Whisper(RecogniserHost):
                 device=on,
                 compute_type=hw.compute_type,
                 threads=hw.threads,
+                encoder=self._settings.encoder,
                 on_rerun=lambda windows: count_reruns(model, windows),
             ),
         )

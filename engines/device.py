@@ -89,6 +89,7 @@ def loaded_row(loaded: Loaded[Any]) -> dict[str, Any]:
     return {
         **asdict(loaded.placement),
         "wrapper_class": type(engine).__name__,
+        "encoder": getattr(engine, "encoder", None),  # Whisper has one
         "compute_type": engine.compute_type,  # Whisper may have changed it since the load
     }
 

@@ -24,6 +24,7 @@ _COLUMNS = {
     "compute type": "compute_type",
 }
 _GPU_COLUMNS = {
+    "encoder": "encoder",
     "GPU": "gpu",
     "total MiB": "gpu_total_mb",
     "used before": "gpu_used_before_mb",

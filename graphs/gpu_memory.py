@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from configs.catalogue import ModelEntry
 from configs.deployment_settings import RAY_UNIT, Deployment
-from configs.settings import EngineSettings, ModelSettings, SpeechArgs
+from configs.engine_settings import EngineSettings, ModelSettings
+from configs.settings import SpeechArgs
 from deployments.runtime.model_access import ModelFiles
 from engines import gpu
 

@@ -10,9 +10,10 @@ from ray.serve import Application, Deployment
 from ray.serve.exceptions import RayServeException
 
 from configs.catalogue import Catalogue, resolve_path
+from configs.engine_settings import EngineSettings, ModelSettings
 from configs.job_settings import JobSettings
 from configs.reasons import reasons
-from configs.settings import EngineSettings, ModelSettings, SpeechArgs
+from configs.settings import SpeechArgs
 from deployments.decoder import Decoder
 from deployments.diarization import Diarization
 from deployments.emotion import Emotion

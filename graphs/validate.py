@@ -31,8 +31,9 @@ from ray.serve._private.utils import validate_route_prefix
 from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
 from configs.deployment_settings import Resources
+from configs.engine_settings import ReloadableSettings
 from configs.reasons import reasons
-from configs.settings import SERVE_ENVIRONMENT, TELEMETRY_OFF, ReloadableSettings, SpeechArgs
+from configs.settings import SERVE_ENVIRONMENT, TELEMETRY_OFF, SpeechArgs
 from deployments.runtime.model_access import ModelFiles
 from deployments.runtime.model_check import missing_models, named_models
 from deployments.runtime.rollout import endless

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from ray import serve
 from ray.serve import metrics
 
+from configs.engine_settings import ModelSettings, ReloadableSettings
 from configs.reasons import reasons
-from configs.settings import ModelSettings, ReloadableSettings
 from deployments.runtime.hold import Holdable
 from deployments.runtime.metrics import count_out_of_memory, observe_devices
 from deployments.runtime.model_access import ModelFiles, hardware

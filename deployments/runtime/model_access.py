@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import ray
 
 from configs.catalogue import CATALOGUE_PATH, Catalogue, ModelEntry, resolve_path
-from configs.settings import EngineSettings, SpeechArgs
+from configs.engine_settings import EngineSettings
+from configs.settings import SpeechArgs
 from deployments.runtime.options import threads
 from engines import device, model_files
 from engines.cache import NEVER, ModelCache

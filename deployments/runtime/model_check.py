@@ -11,7 +11,8 @@ from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.deployment_settings import Resources
-from configs.settings import EngineSettings, SpeechArgs
+from configs.engine_settings import EngineSettings
+from configs.settings import SpeechArgs
 from deployments.runtime.model_access import ModelFiles
 from engines.out_of_memory import is_out_of_memory
 from speech.errors import SpeechError

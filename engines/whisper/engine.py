@@ -26,6 +26,7 @@ from faster_whisper.vad import VadOptions, get_speech_timestamps
 from engines.cancellation import CancelCheck, raise_if_cancelled
 from engines.whisper.batches import FittingBatches
 from engines.whisper.coverage import in_file
+from engines.whisper.encoders import Asked, WhisperFiles
 from engines.whisper.finite import FiniteWhisper, automatic
 from engines.whisper.request_model import RequestModel
 from engines.whisper.warm_up import warm_up
@@ -67,29 +68,37 @@ class WhisperEngine:
         device: str,
         compute_type: str,
         threads: int,
+        encoder: Asked = "auto",
         on_rerun: Callable[[int], None] = lambda windows: None,
     ) -> None:
         """Load a CTranslate2 directory from disk, never from the hub.
 
         ``device`` is "cpu" or "cuda"; ``compute_type`` "auto" means int8 on cpu, and on cuda
         bfloat16, or float16 where the GPU has no bfloat16; ``threads`` are the CPU threads of one
-        inference. ``on_rerun`` receives the number of windows that run again in another compute
-        type, see :class:`engines.whisper.finite.FiniteWhisper`. Raises ModelNotInstalled,
-        ModelUnavailable.
+        inference; ``encoder`` is the library that runs the encoder, see
+        :class:`engines.whisper.encoders.WhisperFiles`. ``on_rerun`` receives the number of windows
+        that run again in another compute type, see :class:`engines.whisper.finite.FiniteWhisper`.
+        Raises ModelNotInstalled, ModelUnavailable.
         """
         missing = [n for n in ("model.bin", "tokenizer.json") if not (path / n).is_file()]
         if missing:
             lacking = f"{path} holds no Whisper model: no {' and no '.join(missing)}"
             raise ModelNotInstalled("files of the Whisper model are missing", lacking)
+        if compute_type == "auto":
+            compute_type = automatic(device)
+        files = WhisperFiles(path, device=device, compute_type=compute_type, encoder=encoder)
+        self.encoder = files.encoder
         try:
-            self._model = WhisperModel(
-                str(path),
-                device=device,
-                compute_type=automatic(device) if compute_type == "auto" else compute_type,
-                cpu_threads=threads,
-                num_workers=1,
-                local_files_only=True,
-            )
+            with files.folder() as folder:
+                self._model = WhisperModel(
+                    str(folder),
+                    device=device,
+                    compute_type=compute_type,
+                    cpu_threads=threads,
+                    num_workers=1,
+                    local_files_only=True,
+                )
+            model = files.with_encoder(self._model.model)
         except Exception as error:
             raise ModelUnavailable(
                 "the Whisper model does not load", detail=f"{path}: {error}"
@@ -98,11 +107,14 @@ class WhisperEngine:
         self._window_s = self._model.feature_extractor.chunk_length
 
         def load(wider: str) -> ctranslate2.models.Whisper:
-            return ctranslate2.models.Whisper(
-                str(path), device=device, compute_type=wider, intra_threads=threads
-            )
+            with files.folder() as folder:
+                loaded = ctranslate2.models.Whisper(
+                    str(folder), device=device, compute_type=wider, intra_threads=threads
+                )
+            return files.with_encoder(loaded)
 
-        self._model.model = FiniteWhisper(self._model.model, load, on_rerun)
+        self._model.model = FiniteWhisper(model, load, on_rerun)
+        self._model.feature_extractor = files.features(self._model.feat_kwargs)
 
     @property
     def compute_type(self) -> str:

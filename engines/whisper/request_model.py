@@ -6,18 +6,15 @@ from typing import Any
 
 import numpy as np
 from faster_whisper import WhisperModel
-from faster_whisper.feature_extractor import FeatureExtractor
 from numpy.typing import NDArray
 
 from engines.cancellation import CancelCheck, raise_if_cancelled
 from engines.whisper.finite import Encoded
-from speech.audio import Samples
 from speech.media.segmentation import Region
 from speech.ports import TranscribeOptions
 
 _ROOM_FOR_TEXT = 220
 """Tokens of a window kept free of context; half of Whisper's 448, less its control tokens."""
-_FRAMES_PER_BLOCK = 6000
 
 
 class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no types
@@ -47,7 +44,6 @@ class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no ty
         self._words_move_segments = options.hallucination_silence_threshold is not None
         self._prompt_tokens = 0
         self.feature_extractor = copy.copy(loaded.feature_extractor)
-        self.feature_extractor.__class__ = _BlockwiseFeatures
         self._room_for_text = options.max_new_tokens or _ROOM_FOR_TEXT
         self._cancelled = cancelled
         self._window = loaded.feature_extractor.nb_max_frames
@@ -149,31 +145,3 @@ def _restore_times(windows: list[list[dict[str, Any]]], times: list[list[Region]
     for window, window_times in zip(windows, times, strict=True):
         for segment, (start, end) in zip(window, window_times, strict=True):
             segment["start"], segment["end"] = start, end
-
-
-class _BlockwiseFeatures(FeatureExtractor):  # type: ignore[misc]  # the library has no types
-    """The library's log-mel features, bit for bit, in a sixth of the memory.
-
-    The library itself takes 50 MiB for each minute of audio, 12 GB for four hours.
-    """
-
-    def __call__(
-        self, waveform: Samples, padding: int = 160, chunk_length: int | None = None
-    ) -> NDArray[np.float32]:
-        if chunk_length is not None:
-            self.n_samples = chunk_length * self.sampling_rate
-            self.nb_max_frames = self.n_samples // self.hop_length
-        padded = np.pad(np.pad(waveform, (0, padding)), self.n_fft // 2, mode="reflect")
-        windows = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)
-        frames = windows[:: self.hop_length][:-1]
-        hann = np.hanning(self.n_fft + 1)[:-1].astype(np.float32)
-        mel = np.empty((len(self.mel_filters), len(frames)), np.float32)
-        for start in range(0, len(frames), _FRAMES_PER_BLOCK):
-            block = frames[start : start + _FRAMES_PER_BLOCK]
-            power = np.abs(np.fft.rfft(block * hann).astype(np.complex64)) ** 2
-            mel[:, start : start + len(block)] = self.mel_filters @ power.T
-        np.log10(np.maximum(mel, 1e-10, out=mel), out=mel)
-        np.maximum(mel, mel.max(initial=-10.0) - 8.0, out=mel)
-        mel += 4.0
-        mel /= 4.0
-        return mel

@@ -21,7 +21,8 @@ import ray
 from ray import serve
 
 from configs.catalogue import Catalogue, Source
-from configs.settings import ModelSettings, SpeechArgs
+from configs.engine_settings import ModelSettings
+from configs.settings import SpeechArgs
 from deployments.onnx_asr import OnnxAsr
 from deployments.runtime.model_access import ModelFiles
 from deployments.runtime.model_check import not_loadable

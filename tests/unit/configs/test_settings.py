@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import pytest
 from pydantic import BaseModel
 
-from configs import deployment_settings, settings
+from configs import deployment_settings, engine_settings, settings
 from configs.settings import SpeechArgs
 
 
 def fields() -> Iterator[tuple[str, str | None]]:
     """Name and description of every field of every settings class."""
-    for kind in (*vars(deployment_settings).values(), *vars(settings).values()):
+    files = (deployment_settings, engine_settings, settings)
+    for kind in (kind for file in files for kind in vars(file).values()):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             for name, field in kind.model_fields.items():
                 yield f"{kind.__name__}.{name}", field.description

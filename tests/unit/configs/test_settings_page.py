@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from configs.settings import ReloadableSettings, SpeechArgs
+from configs.engine_settings import ReloadableSettings
+from configs.settings import SpeechArgs
 from docs.settings_page import PAGE, nested_settings, page
 
 

@@ -7,6 +7,7 @@ CPU: dict[str, Any] = {
     "asked": "auto",
     "device": "cpu",
     "compute_type": "int8_float32",
+    "encoder": "ctranslate2",
     "fallback": None,
     "gpu": None,
     "gpu_total_mb": None,
@@ -19,6 +20,7 @@ GPU: dict[str, Any] = {
     "asked": "cuda",
     "device": "cuda",
     "compute_type": "float32",
+    "encoder": None,
     "fallback": None,
     "gpu": "NVIDIA H100",
     "gpu_total_mb": 81559,
@@ -36,12 +38,12 @@ def test_models_on_the_cpu_have_the_columns_of_the_cpu() -> None:
 
 def test_a_model_on_a_gpu_has_its_name_and_its_memory_before_and_after() -> None:
     assert table([CPU, GPU]).splitlines() == [
-        "  model          asked  device  compute type  GPU          total MiB  used before"
-        "  used after  free",
-        "  demo-whisper   auto   cpu     int8_float32  -            -          -          "
-        "  -           -",
-        "  demo-pyannote  cuda   cuda    float32       NVIDIA H100  81559      1000       "
-        "  3500        78059",
+        "  model          asked  device  compute type  encoder      GPU          total MiB"
+        "  used before  used after  free",
+        "  demo-whisper   auto   cpu     int8_float32  ctranslate2  -            -        "
+        "  -            -           -",
+        "  demo-pyannote  cuda   cuda    float32       -            NVIDIA H100  81559    "
+        "  1000         3500        78059",
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.catalogue import Catalogue
-from configs.settings import ModelSettings
+from configs.engine_settings import ModelSettings
 from deployments.runtime import host
 from deployments.runtime import metrics as replica_metrics
 from deployments.runtime.host import EngineHost, RecogniserHost

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from ray import serve
 
-from configs.settings import ModelSettings
+from configs.engine_settings import ModelSettings
 from deployments.runtime.drain import POLL_S
 from deployments.runtime.hold import RENEW_S
 from deployments.runtime.options import model_options, serve_options, threads

@@ -7,7 +7,7 @@ import pytest
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 
-from configs.settings import ModelSettings
+from configs.engine_settings import ModelSettings
 from deployments.runtime import router_state
 from deployments.runtime.options import model_options
 from deployments.runtime.router_state import absent_s, keep_last_replicas

@@ -17,8 +17,8 @@ from faster_whisper.transcribe import Segment as LibrarySegment
 from faster_whisper.transcribe import Word as LibraryWord
 from faster_whisper.vad import VadOptions
 
-from engines.whisper import request_model
 from engines.whisper.engine import WhisperEngine
+from engines.whisper.log_mel import BlockwiseFeatures
 from engines.whisper.whisper_options import runs_batched
 from speech.audio import SAMPLE_RATE, Samples
 from speech.errors import (
@@ -477,9 +477,7 @@ def test_features_in_blocks_are_those_of_the_library() -> None:
     noise = np.random.default_rng(3).standard_normal(130 * SAMPLE_RATE + 77).astype(np.float32)
     for samples in (noise, noise[:1600]):
         expected = FeatureExtractor(feature_size=80)(samples)
-        np.testing.assert_array_equal(
-            request_model._BlockwiseFeatures(feature_size=80)(samples), expected
-        )
+        np.testing.assert_array_equal(BlockwiseFeatures(feature_size=80)(samples), expected)
 
 
 def test_the_error_of_a_directory_without_a_model_names_the_missing_files(tmp_path: Path) -> None:
