@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the four models on the GPU of a machine without a package registry, in under 8 minutes:
+# Checks the four models on the GPU of a machine without a package registry, in under 10 minutes:
 #
 #     benchmarks/gpu_check.sh BUNDLE [ARGUMENTS of benchmarks.gpu_check]
 #

@@ -47,6 +47,8 @@ BOUNDARY_S = 0.05
 PROBABILITY = 0.05
 """What the probability of an emotion may move by."""
 RECOVERY_S = 60.0
+SPEED = Path("whisper_speed.json")
+"""Written row by row, so that it has what was measured when a step is ended."""
 PACKAGES = ("torch", "ctranslate2", "onnxruntime-gpu", "onnxruntime", "pyannote.audio", "ray")
 
 Device = Literal["cpu", "cuda"]
@@ -140,6 +142,7 @@ class GpuCheck:
             Step("answers after it", 60, self._compare),
             *(Step(command, 300, partial(self._run, command)) for command in self._commands),
             Step("stop", 60, self.close),
+            Step("speed of Whisper", 240, self._speed),
         ]
 
     def close(self) -> Facts:
@@ -228,7 +231,7 @@ class GpuCheck:
         rows = httpx.get(f"{self._running()}/cache/stats", timeout=10).json()
         asked = [row for row in rows if self._device == "cpu" or row["asked"] != "cpu"]
         used = "; ".join(
-            " ".join(filter(None, (row["model_name"], row["device"], row["fallback"])))
+            " ".join(filter(None, map(row.get, ("model_name", "device", "encoder", "fallback"))))
             for row in asked
         )
         if any(row["device"] != self._device for row in asked):
@@ -263,6 +266,22 @@ class GpuCheck:
         if run.returncode:
             raise Unmet(f"exit status {run.returncode}", facts)
         return {"summary": run.stdout.strip().rpartition("\n")[2], **facts}
+
+    def _speed(self) -> Facts:
+        """The rows of ``benchmarks.whisper``; on the CPU few of them, of the demo model."""
+        command = [sys.executable, "-m", "benchmarks.whisper", f"--device={self._device}"]
+        command += [f"--json={SPEED.absolute()}", f"--models={self._folder}", "--seconds=2"]
+        if self._device == "cpu":
+            command += ["--size=demo", "--seconds=0", "--batches", "1", "2", "--callers", "1", "2"]
+        run = subprocess.run(
+            command, cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False
+        )
+        facts = {"output": run.stdout, "errors": run.stderr[-2000:]}
+        if run.returncode:
+            raise Unmet(f"exit status {run.returncode}", facts)
+        ratios = json.loads(SPEED.read_text("utf-8"))["ratios"]
+        shown = (f"{name} {value:.2f}" for name, value in ratios.items())
+        return {"summary": "; ".join(shown), **facts}
 
     def _running(self) -> str:
         if self._url is None:

@@ -1,7 +1,7 @@
 """Whisper models of a true size with random weights, for measurements: they need no download.
 
-They decode ``max_new_tokens`` of nonsense in every window: the end of the text is never the best
-token. What faster-whisper reads beside the weights is that of demo-whisper.
+They decode as many tokens as they may in every window: neither the end of the text nor a time is
+ever the best token. What faster-whisper reads beside the weights is that of demo-whisper.
 """
 
 import json
@@ -46,7 +46,7 @@ def build(folder: Path, shape: Shape, quantisation: str = "float16") -> Path:
     ``quantisation`` is the format of the weights in the file, one of ctranslate2. A model of the
     size of turbo takes 1.6 GB in float16, one of large-v3 3.1 GB.
     """
-    if (folder / "model.bin").is_file():
+    if (folder / "config.json").is_file():  # it is written last
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     spec = WhisperSpec(shape.encoder_layers, shape.heads, shape.decoder_layers, shape.heads)
@@ -83,7 +83,8 @@ class _Weights:
         encoder.position_encodings.encodings = self._random(50 * shape.window_s, width)
         decoder.position_encodings.encodings = self._random(448, width)
         embeddings = self._random(shape.vocabulary, width)
-        embeddings[_END_OF_TEXT] = -1.0  # its product with the ones of the last norm is the lowest
+        # Their products with the ones of the last norm are the lowest: text alone is decoded.
+        embeddings[_END_OF_TEXT:] = -1.0
         decoder.embeddings.weight = decoder.projection.weight = embeddings
         for layer in (*encoder.layer, *decoder.layer):
             self._attention(layer.self_attention)

@@ -32,7 +32,7 @@ SEEN_FROM_TWO_LAYERS = {
     "requests": "one per dialect",
     "responses": "one per dialect",
     "routes": "one per dialect",
-    "whisper": "the deployment of a family, the recipe of its demo model",
+    "whisper": "the deployment of a family, the recipe of its demo model, the measurement",
 }
 """Base names of more than one file, and what each of these files is."""
 

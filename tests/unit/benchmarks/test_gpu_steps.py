@@ -224,6 +224,33 @@ def test_a_command_runs_beside_the_graph_and_its_last_line_is_reported(
         played.run(command)
 
 
+@pytest.mark.parametrize(
+    ("played", "size"), [("cuda", None), ("cpu", "--size=demo")], indirect=["played"]
+)
+def test_the_speed_of_whisper_is_that_of_turbo_on_a_gpu_and_of_the_demo_on_a_cpu(
+    played: Played, size: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "speed.json"
+    commands: list[list[str]] = []
+    status = 0
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        file.write_text(json.dumps({"ratios": {"service ÷ library": 2.512}}), "utf-8")
+        return subprocess.CompletedProcess(command, status, "rows", "wrong")
+
+    monkeypatch.setattr(gpu_steps, "SPEED", file)
+    monkeypatch.setattr(gpu_steps.subprocess, "run", run)
+    facts = played.run("speed of Whisper")
+    assert facts == {"summary": "service ÷ library 2.51", "output": "rows", "errors": "wrong"}
+    (command,) = commands
+    assert f"--device={'cpu' if size else 'cuda'}" in command
+    assert [part for part in command if part.startswith("--size")] == ([size] if size else [])
+    status = 1
+    with pytest.raises(Unmet, match="exit status 1"):
+        played.run("speed of Whisper")
+
+
 def test_what_the_check_has_started_is_ended(repository: Path) -> None:
     script = (
         "import subprocess; from pathlib import Path; from benchmarks.gpu_steps import GpuCheck; "
