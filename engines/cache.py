@@ -1,6 +1,5 @@
 """A bounded cache of loaded models with LRU and idle eviction."""
 
-import gc
 import math
 import threading
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from engines.out_of_memory import free_caches
 from speech.errors import Overloaded
 
 T = TypeVar("T")
@@ -165,12 +165,13 @@ class ModelCache(Generic[T]):
         self._evict(idle[:surplus])
 
     def _collect(self) -> None:
-        # Torch modules are in reference cycles: their memory is freed by a collection only.
+        # Torch modules are in reference cycles: their memory is freed by a collection only, and
+        # that of a GPU is kept by torch's allocator until it is asked for it.
         # Not done when a user leaves: its frame still refers to the model.
         with self._changed:
             due, self._uncollected = self._uncollected, False
         if due:
-            gc.collect()
+            free_caches()
 
     def evict_idle(self) -> list[str]:
         """Evict the models unused for the idle TTL or longer; returns their keys."""

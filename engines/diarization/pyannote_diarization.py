@@ -6,7 +6,6 @@ has neither.
 
 import threading
 import warnings
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,6 @@ class PyannoteEngine:
             ) from error
         if device == "cuda":
             pipeline.to(torch.device("cuda"))
-            # The caching allocator of torch would keep the memory of an unloaded model.
-            weakref.finalize(self, torch.cuda.empty_cache)
         self._pipeline = pipeline
         self._batch_sizes = (pipeline.segmentation_batch_size, pipeline.embedding_batch_size)
         self._from_numpy = torch.from_numpy

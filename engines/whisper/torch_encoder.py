@@ -4,7 +4,6 @@ Imported only where it is used: a node without torch serves Whisper with the enc
 which takes four times as long on a recent GPU.
 """
 
-import weakref
 from typing import Any
 
 import numpy as np
@@ -49,8 +48,6 @@ class TorchEncoder:
         }
         self._heads = int(_stored(model, "encoder/num_heads"))
         self._layers = sum(name.endswith("/ffn/linear_0/weight") for name in self._weights)
-        # The caching allocator of torch would keep the memory of an unloaded model.
-        weakref.finalize(self, _free, self._weights, device).atexit = False
 
     def encode(self, features: np.ndarray[Any, np.dtype[np.float32]]) -> Tensor:
         """The output [B, frames / 2, width] of log-mel features [B, mels, frames], complete.
@@ -119,9 +116,3 @@ def _stored(model: ModelBin, name: str) -> Tensor:
     variable = model[name]
     data = np.array(variable.data)  # torch takes no memory that is read-only
     return torch.from_numpy(data).view(_TYPES[variable.dtype]).reshape(variable.shape)
-
-
-def _free(weights: dict[str, Tensor], device: str) -> None:
-    weights.clear()
-    if device == "cuda":
-        torch.cuda.empty_cache()

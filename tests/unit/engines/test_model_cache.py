@@ -1,9 +1,12 @@
 import gc
+import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -353,3 +356,31 @@ def test_the_models_that_nobody_uses_are_evicted_but_one() -> None:
         assert loaded(cache) == ["b", "d"]
     assert cache.evict_unused(but="b") == ["d"]
     assert cache.evict_unused(but="b") == []
+
+
+def test_the_blocks_that_torch_keeps_are_freed_after_an_evicted_model_is_collected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class InCycle(Model):
+        def __init__(self, name: str) -> None:
+            super().__init__(name)
+            self.itself = self  # as in the modules of torch
+            models.append(weakref.ref(self))
+
+    def empty_cache() -> None:
+        alive.append(sum(model() is not None for model in models))
+
+    models: list[weakref.ref[Model]] = []
+    alive: list[int] = []
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True, memory_reserved=lambda: 0, empty_cache=empty_cache
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    clock = Clock()
+    cache = cache_of(idle_ttl_s=10, load=InCycle, clock=clock)
+    touch(cache, "a")
+    cache.evict_idle()
+    assert alive == [], "nothing was evicted"
+    clock.now = 11
+    assert cache.evict_idle() == ["a"]
+    assert alive == [0]
