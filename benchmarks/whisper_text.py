@@ -1,4 +1,4 @@
-"""What the demo Whisper recognises on one device in one compute type, as JSON.
+"""What the demo Whisper recognises on one device in one compute type, as JSON, and what it ran on.
 
 ``python -m benchmarks.whisper_text DEVICE COMPUTE_TYPE``, in a process of its own: it may die.
 """
@@ -50,7 +50,8 @@ def main() -> None:
         "ctranslate2",
         lambda on: WhisperEngine(path, device=on, compute_type=compute_type, threads=2),
     )
-    print(json.dumps({"used": loaded.placement.compute_type, "texts": texts(loaded.engine)}))
+    used = {"used": loaded.placement.compute_type, "encoder": loaded.engine.encoder}
+    print(json.dumps({**used, "texts": texts(loaded.engine)}))
 
 
 if __name__ == "__main__":

@@ -154,6 +154,15 @@ def test_text_that_a_compute_type_loses_is_counted(played: Played) -> None:
     played.run("whisper, float16")
 
 
+def test_weights_of_8_bits_are_compared_with_those_of_the_cpu(played: Played) -> None:
+    played.whisper["cpu", "float32"] = {"used": "float32", "texts": {"ru": ["one", "two"]}}
+    played.whisper["cpu", "int8_float32"] = {"used": "int8_float32", "texts": {"ru": ["one to"]}}
+    played.whisper["cuda", "int8_float16"] = {"used": "int8_float16", "texts": {"ru": ["one to"]}}
+    references = ["whisper on the CPU, float32", "whisper on the CPU, int8_float32"]
+    summary = played.run(*references, "whisper, int8_float16")["summary"]
+    assert summary == "used int8_float16, text as on the CPU in int8_float32"
+
+
 @pytest.fixture
 def full(played: Played, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets the status of requests while the memory of the GPU is full."""
