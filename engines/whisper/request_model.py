@@ -88,8 +88,11 @@ class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no ty
         window_s = self._window / self.frames_per_second
         if duration > window_s:
             self.missed.append((begin + window_s, begin + duration))
-        # CTranslate2 counts the token that ends a text, and gives the text without it.
-        limit = (self._max_new_tokens or self.max_length - self._prompt_tokens) - 1
+        # CTranslate2 decodes half of the length at most. It counts the token that ends a text, and
+        # gives the text without it.
+        prompt = self._prompt_tokens
+        length = prompt + self._max_new_tokens if self._max_new_tokens else self.max_length
+        limit = min(length // 2, length - prompt) - 1
         resumed = not self._batched and next_seek < window["seek"] + window["segment_size"]
         if len(tokens) < limit or resumed:
             return

@@ -95,12 +95,13 @@ def test_every_segment_is_emitted_in_its_turn(
 
 
 @MODES
+@pytest.mark.parametrize("tokens", [5, 20])
 def test_speech_after_a_text_that_was_cut_off_is_reported_as_missed(
-    engine: WhisperEngine, dialogue: Samples, options: TranscribeOptions
+    engine: WhisperEngine, dialogue: Samples, options: TranscribeOptions, tokens: int
 ) -> None:
     samples = np.concatenate([np.zeros(20 * SAMPLE_RATE, np.float32), dialogue[: 9 * SAMPLE_RATE]])
     assert engine.transcribe(samples, options).missed == ()
-    cut_off = engine.transcribe(samples, replace(options, max_new_tokens=5))
+    cut_off = engine.transcribe(samples, replace(options, max_new_tokens=tokens))
     assert cut_off.missed
     assert all(start < end <= 29.0 for start, end in cut_off.missed)
     assert sum(end - start for start, end in cut_off.missed) > 5.0
