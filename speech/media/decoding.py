@@ -31,6 +31,10 @@ READ_AHEAD = 64 * 1024
 _ENDS_WITH_SAMPLES = frozenset({"aiff", "au", "caf", "tta", "w64", "wav", "wv"})
 """Containers in which only tags may follow the last packet."""
 
+_OF_WAV = {"probesize": "32768", "max_size": "32768"}
+"""Bytes in which FFmpeg looks for DTS that is declared as PCM, by default a megabyte, which takes
+longer than the rest of the decoding; and bytes of a packet, by default 64 ms."""
+
 
 def decode(
     data: bytes,
@@ -142,13 +146,15 @@ class _Files:
     def _read_file(self, part: Part) -> Part | None:
         """Decode one file; what follows it within its part."""
         upload = Upload(part, self.expired)
+        allowed = demuxers(part.head or part.data)
         begin_s = self._assembler.seconds
         with av.open(
             upload,
             "r",
             container_options={
-                "format_whitelist": ",".join(demuxers(part.head or part.data)),
+                "format_whitelist": ",".join(allowed),
                 "protocol_whitelist": "none",
+                **(_OF_WAV if "wav" in allowed else {}),
             },
             metadata_errors="replace",
         ) as container:

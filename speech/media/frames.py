@@ -83,7 +83,7 @@ class Assembler:
         self._rate = SAMPLE_RATE
         self._weights: Samples = np.ones(1, np.float32)
         self._resampler: soxr.ResampleStream | None = None
-        self._block: list[NDArray[np.generic]] = []
+        self._block: list[list[NDArray[np.generic]]] = []
         self._block_samples = 0
         self._run_start_s = 0.0
         self._run_samples = 0
@@ -292,8 +292,8 @@ def mono_weights(layout: AudioLayout) -> Samples:
     return np.asarray(weights / weights.sum())
 
 
-def _raw(frame: AudioFrame) -> NDArray[np.generic]:
-    """Samples of the codec's format: [channels, samples] if planar, else [1, samples·channels].
+def _raw(frame: AudioFrame) -> list[NDArray[np.generic]]:
+    """Samples of the codec's format, as views: a plane for each channel, or one for all of them.
 
     Not ``frame.to_ndarray``: it lacks 64-bit integers, and reads a ninth plane behind the eighth of
     a frame of eight.
@@ -305,12 +305,13 @@ def _raw(frame: AudioFrame) -> NDArray[np.generic]:
     planar = frame.format.is_planar
     count = frame.samples if planar else frame.samples * channels
     planes = frame.planes[: channels if planar else 1]
-    return np.stack([np.frombuffer(memoryview(plane), dtype, count) for plane in planes])
+    return [np.frombuffer(memoryview(plane), dtype, count) for plane in planes]
 
 
-def _planar(block: list[NDArray[np.generic]], sample_format: str, channels: int) -> Samples:
+def _planar(block: list[list[NDArray[np.generic]]], sample_format: str, channels: int) -> Samples:
     """One block of frames as float32 [channels, samples] in [-1, 1]; NaN becomes silence."""
-    joined = np.concatenate(block, axis=1)
+    planes: list[NDArray[np.generic]] = [np.concatenate(p) for p in zip(*block, strict=True)]
+    joined = np.stack(planes)
     kind = sample_format.removesuffix("p")
     if kind == sample_format:
         joined = joined.reshape(-1, channels).T

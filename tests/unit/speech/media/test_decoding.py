@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from speech.audio import SAMPLE_RATE
-from speech.errors import TooManyChannels
+from speech.errors import TooManyChannels, UnsupportedAudio
 from speech.media.frames import mono_weights
 from tests.unit.sound_files import (
     TONE_HZ,
@@ -90,6 +90,14 @@ def test_the_length_of_a_wav_is_right_to_a_millisecond(rate: int) -> None:
     audio = read(wav(samples, rate))
     assert audio.duration == pytest.approx(len(samples) / rate, abs=0.001)
     assert pitch_hz(audio.mono) == pytest.approx(TONE_HZ, abs=2.0)
+
+
+def test_dts_that_is_declared_as_pcm_is_not_taken_for_samples() -> None:
+    """As on DTS CDs; here with random content, which no decoder of DTS accepts."""
+    header, noise = bytes.fromhex("7ffe8001fc3c3ff0b5e0013800"), np.random.default_rng(0)
+    frames = b"".join(header + noise.bytes(4083) for _ in range(400))
+    with pytest.raises(UnsupportedAudio):
+        read(wav(np.frombuffer(frames, np.int16).reshape(-1, 2), 48000))
 
 
 def test_16_khz_passes_unchanged() -> None:
