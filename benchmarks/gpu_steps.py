@@ -144,6 +144,7 @@ class GpuCheck:
             Step("devices", 20, self._devices),
             Step("out of memory", 120, self._out_of_memory),
             Step("answers after it", 60, self._compare),
+            Step("overhead of the service", 120, self._overhead),
             *(Step(command, 300, partial(self._run, command)) for command in self._commands),
             Step("stop", 60, self.close),
             Step("speed of Whisper", 240, self._speed),
@@ -272,6 +273,12 @@ class GpuCheck:
         if run.returncode:
             raise Unmet(f"exit status {run.returncode}", facts)
         return {"summary": run.stdout.strip().rpartition("\n")[2], **facts}
+
+    def _overhead(self) -> Facts:
+        """The rows of ``benchmarks.overhead`` against the engines in process."""
+        rounds = 1 if self._device == "cpu" else 9
+        command = [sys.executable, "-m", "benchmarks.overhead", f"--device={self._device}"]
+        return self._run(shlex.join([*command, "--against=engine", f"--rounds={rounds}"]))
 
     def _speed(self) -> Facts:
         """The rows of ``benchmarks.whisper``; on the CPU few of them, of the demo model."""

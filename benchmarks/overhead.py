@@ -1,50 +1,62 @@
-"""Overhead of the service over the bare libraries: wall time over HTTP ÷ wall time in process.
+"""Overhead of the service: wall time of one caller over HTTP ÷ wall time in process.
 
-`make bench` starts the demo graph and runs this against it, on an otherwise idle machine. Same
-clip of 30 s, same models and options, one thread per engine on both sides; each round runs both
-sides one after the other, so that a drift of the machine's speed cancels out of the ratio.
+`make bench` starts the demo graph and runs this against it, on an otherwise idle machine. Both
+sides get the same clip as a WAV file, models and options, on the CPU with one thread per engine;
+each round runs both one after the other, so that a drift of the machine's speed cancels out.
 
-- whisper: `POST /v1/process` against faster-whisper called directly;
-- graph: transcribe, diarize and emotions by sentence against the same three engines called one
-  after the other. The service runs branches side by side, so this may come out below 1.
+- *against the same engine class in process*: the graph of the service with its own decoder and
+  engines in threads of this process. What is left is the service: HTTP, calls between replicas,
+  copies of the audio. A row for each model, and one for the whole graph: transcribe, diarize and
+  emotions by sentence, on both sides side by side where the graph allows it.
+- *against the bare library*: faster-whisper called directly, and followed by the other two engines
+  one after the other. It fills windows of 30 s for demo-whisper, which was trained on 10 s, and the
+  service runs its branches side by side: both rows may come out below 1.
 """
 
 import argparse
+import asyncio
 import io
 import json
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for replicas of one CPU; numpy reads it
+os.environ["OMP_NUM_THREADS"] = "1"  # as in replicas; numpy reads it
 
 import statistics
 import time
 import wave
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
 import numpy as np
 from faster_whisper import WhisperModel, decode_audio
 
+from benchmarks.in_process_graph import DEMO, RECOGNISERS, Engines
+from engines import gpu_libraries
 from engines.diarization.pyannote_diarization import PyannoteEngine
 from engines.emotion import EmotionEngine
 from speech import merge
 from speech.audio import SAMPLE_RATE
 from speech.media.decoding import decode
-from speech.ports import DiarizeOptions, TranscribeOptions
-from speech.transcript import Segment, Word
+from speech.pipeline import ProcessOptions, SpeechGraph
+from speech.ports import DiarizeOptions, EmotionOptions, TranscribeOptions
+from speech.transcript import Segment, Transcript, Word
 
-DEMO = Path(__file__).parent.parent / "models" / "demo"
-CLIP_S = 30
-FULL = {"tasks": ["transcribe", "diarization", "emotion"], "emo": {"analysis_level": "sentence"}}
+FULL = ("transcribe", "diarization", "emotion")
+ENGINES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+    **{f"transcribe, {model}": (model, ("transcribe",)) for model in RECOGNISERS},
+    "diarization, demo-pyannote": (RECOGNISERS[0], ("diarization",)),
+    "emotion of the file, demo-gigaam-emo": (RECOGNISERS[0], ("emotion",)),
+    "whole graph, demo-whisper": (RECOGNISERS[0], FULL),
+}
+"""The rows against the engines: the recogniser, and the tasks."""
 
 
-def clip() -> bytes:
-    """The first 30 s of the demo meeting as a WAV of 16 kHz."""
+def clip(seconds: int) -> bytes:
+    """The beginning of the demo meeting, repeated where it is shorter, as a WAV of 16 kHz."""
     meeting = (DEMO / "audio" / "meeting-10min.opus").read_bytes()
     audio = decode(meeting, keep_channels=False, max_seconds=3600, max_channels=1)
-    pcm = (audio.mono[: CLIP_S * SAMPLE_RATE] * 32767).astype(np.int16)
+    pcm = (np.resize(audio.mono, seconds * SAMPLE_RATE) * 32767).astype(np.int16)
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setnchannels(1)
@@ -87,21 +99,43 @@ class Bare:
         self._emotion.classify(cut)
 
 
-def over_http(client: httpx.Client, wav: bytes, settings: dict[str, Any]) -> Callable[[], None]:
-    """One request to the service."""
+def over_http(
+    client: httpx.Client, wav: bytes, model: str, tasks: tuple[Any, ...]
+) -> Callable[[], dict[str, Any]]:
+    """One request to the service; its result block."""
+    settings = {"tasks": tasks, "emo": {"analysis_level": _emotion_level(tasks)}}
 
-    def request() -> None:
+    def request() -> dict[str, Any]:
         response = client.post(
             "/v1/process",
             files={"audio": ("clip.wav", wav)},
-            data={"request_json": json.dumps({"settings": settings})},
+            data={"request_json": json.dumps({"settings": settings}), "model": model},
         )
         response.raise_for_status()
+        result: dict[str, Any] = response.json()["result"]
+        return result
 
     return request
 
 
-def compare(service: Callable[[], object], bare: Callable[[], object], rounds: int) -> str:
+def in_process(
+    graph: SpeechGraph, wav: bytes, model: str, tasks: tuple[Any, ...]
+) -> Callable[[], Transcript]:
+    """The same work without the service."""
+    options = ProcessOptions(
+        frozenset(tasks),
+        TranscribeOptions(model=model),
+        DiarizeOptions(model="demo-pyannote"),
+        EmotionOptions("demo-gigaam-emo", _emotion_level(tasks)),
+    )
+    return lambda: asyncio.run(graph.process(wav, options))
+
+
+def _emotion_level(tasks: tuple[Any, ...]) -> Any:
+    return "sentence" if "transcribe" in tasks else "file"
+
+
+def compare(service: Callable[[], Any], bare: Callable[[], Any], other: str, rounds: int) -> str:
     """Median seconds of both sides, and the median and range of the ratio round by round."""
     service()
     bare()
@@ -109,9 +143,16 @@ def compare(service: Callable[[], object], bare: Callable[[], object], rounds: i
     ratios = sorted(s / b for s, b in pairs)
     return (
         f"service {statistics.median(s for s, _ in pairs):.3f} s, "
-        f"bare {statistics.median(b for _, b in pairs):.3f} s, "
+        f"{other} {statistics.median(b for _, b in pairs):.3f} s, "
         f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} – {ratios[-1]:.3f})"
     )
+
+
+def same_text(result: dict[str, Any], transcript: Transcript) -> str:
+    """A remark where both sides have not done the same."""
+    text = None if result["tra"] is None else result["tra"]["text"]
+    expected = None if transcript.segments is None else transcript.text
+    return "" if text == expected else "; the texts differ"
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -123,16 +164,42 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure against the service at ``SPEECHGRAPH_URL``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
-    wav = clip()
-    bare = Bare(wav)
+    parser.add_argument("--seconds", type=int, default=30, help="of the clip")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of the engines in this process"
+    )
+    parser.add_argument(
+        "--against", nargs="+", choices=("engine", "library"), default=("engine", "library")
+    )
+    options = parser.parse_args()
+    if options.device == "cuda":
+        gpu_libraries.load_libraries("ctranslate2")
+        gpu_libraries.load_libraries("onnxruntime")
+    wav = clip(options.seconds)
     url = os.environ.get("SPEECHGRAPH_URL", "http://127.0.0.1:8000")
     with httpx.Client(base_url=url, timeout=300) as client:
-        print(f"clip of {CLIP_S} s, {rounds} rounds")
-        print("whisper:", compare(over_http(client, wav, {}), bare.whisper, rounds))
-        print("graph:  ", compare(over_http(client, wav, FULL), bare.graph, rounds))
+        print(f"clip of {options.seconds} s, {options.rounds} rounds")
+        if "engine" in options.against:
+            print("against the same engine class in process")
+            graph = Engines(options.device).graph()
+            for name, (model, tasks) in ENGINES.items():
+                service = over_http(client, wav, model, tasks)
+                engine = in_process(graph, wav, model, tasks)
+                remark = same_text(service(), engine())
+                print(f"  {name}: {compare(service, engine, 'engine', options.rounds)}{remark}")
+        if "library" in options.against and options.device == "cpu":
+            print("against the bare library")
+            bare = Bare(wav)
+            for name, tasks, library in (
+                ("transcribe, demo-whisper", ("transcribe",), bare.whisper),
+                ("whole graph, demo-whisper", FULL, bare.graph),
+            ):
+                service = over_http(client, wav, RECOGNISERS[0], tasks)
+                print(f"  {name}: {compare(service, library, 'library', options.rounds)}")
 
 
 if __name__ == "__main__":

@@ -233,6 +233,24 @@ def test_a_command_runs_beside_the_graph_and_its_last_line_is_reported(
         played.run(command)
 
 
+@pytest.mark.parametrize("played", ["cuda", "cpu"], indirect=True)
+def test_the_overhead_is_that_against_engines_on_the_same_device(
+    played: Played, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "a row\nthe last row\n", "")
+
+    monkeypatch.setattr(gpu_steps.subprocess, "run", run)
+    facts = played.run("graph", "overhead of the service")
+    assert facts["summary"] == "the last row"
+    (command,) = commands
+    assert f"--device={request.node.callspec.params['played']}" in command
+    assert "--against=engine" in command
+
+
 @pytest.mark.parametrize(
     ("played", "size"), [("cuda", None), ("cpu", "--size=demo")], indirect=["played"]
 )
