@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.decode_ceiling import CORES
 from configs.catalogue import CATALOGUE_PATH, REPOSITORY_ROOT
 
 FULL = "full-size"
@@ -40,12 +41,12 @@ def catalogue_with(folder: Path) -> Path:
 
 
 def graph_config(arguments: argparse.Namespace, catalogue: Path) -> dict[str, Any]:
-    """A graph of a fixed size for live streams."""
+    """A graph of a fixed size for live streams: replicas share the cores, which decode in each."""
 
     def fixed(replicas: int, **more: Any) -> dict[str, Any]:
         return {
             "scaling": {"min_replicas": replicas, "max_replicas": replicas},
-            "resources": {"num_cpus": 1},
+            "resources": {"num_cpus": max(CORES // replicas, 1)},
             **more,
         }
 

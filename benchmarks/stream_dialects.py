@@ -171,7 +171,8 @@ class SherpaOnnx(_Base):
         received = json.loads(message)
         chunk_s = self.options.window_s + self.answers * self.options.shift_s
         self.answers += 1
-        return Answer(chunk_s, received["text"], received["segment"])
+        # A piece that only begins a word adds a space and no letter: it is no text yet.
+        return Answer(chunk_s, received["text"].strip(), received["segment"])
 
 
 DIALECTS: dict[str, Callable[[DialectOptions], Dialect]] = {

@@ -22,7 +22,7 @@ from deployments.runtime.model_access import (
     streaming_engine,
     streaming_models,
 )
-from deployments.runtime.options import model_options
+from deployments.runtime.options import model_options, threads
 from deployments.runtime.scaling import FollowStreams
 
 _CALLS_AT_ONCE = 64
@@ -46,6 +46,7 @@ class Live(Holdable):
             partial(streaming_engine, self._models),
             tick_s=settings.tick_s,
             max_streams=settings.max_streams,
+            threads=threads(settings),
         )
         self._server = LaneServer(self._recognizer, ray.util.get_node_ip_address())
 

@@ -22,6 +22,7 @@ from deployments.runtime.model_access import (
     streaming_engine,
     streaming_models,
 )
+from deployments.runtime.options import threads
 from speech.audio import Samples
 from speech.errors import ModelNotInstalled, ModelUnavailable, SpeechError
 from speech.live.endpointing import LONGEST_UTTERANCE_S, EndpointOptions
@@ -58,7 +59,7 @@ def live_ports(
     speaker = ingress.sessions.speaker_model
     return LivePorts(
         voice_activity=_Detectors().open,
-        streaming=_streaming(live, handles, local),
+        streaming=_streaming(live, ingress, handles, local),
         transcriber=ServedTranscriber(catalogue, handles, timeouts_s),
         emotions=ServedEmotions(emotion, timeouts_s["emotion"]) if emotion else None,
         embedder=LazyEmbedder(partial(_speaker_engine, files, speaker)) if speaker else None,
@@ -85,6 +86,7 @@ def local_models(
 
 def _streaming(
     live: LiveSettings | None,
+    ingress: IngressSettings,
     handles: Mapping[str, DeploymentHandle[Any]],
     local: "StreamingModels | None",
 ) -> StreamingRecognizer | None:
@@ -100,7 +102,9 @@ def _streaming(
     from engines.onnx_asr.local_recognizer import LocalRecognizer
 
     load = partial(streaming_engine, local)
-    return LocalRecognizer(load, tick_s=live.tick_s, max_streams=live.max_streams)
+    return LocalRecognizer(
+        load, tick_s=live.tick_s, max_streams=live.max_streams, threads=threads(ingress)
+    )
 
 
 def recognition_lag_s(ports: LivePorts) -> float:

@@ -102,7 +102,6 @@ def _load_streaming(
         model,
         found.target,
         "sherpa_onnx",
-        lambda on: StreamingEngine(
-            entry, path, device=on, compute_type=found.compute_type, threads=found.threads
-        ),
+        # One thread for each batch: LocalRecognizer decodes several at once.
+        lambda on: StreamingEngine(entry, path, device=on, compute_type=found.compute_type),
     )

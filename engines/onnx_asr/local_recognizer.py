@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +14,9 @@ from speech.errors import Cancelled, Overloaded
 from speech.transcript import Word
 
 _LONGEST_STEP = SAMPLE_RATE
-"""Samples; a stream with a longer backlog is decoded in such pieces, between those of others."""
+"""Samples; a stream with a longer backlog is fed in such pieces, between those of others."""
+_MAX_BATCH = 32
+"""Streams of one batch: a larger one costs no less for each of them, and returns later."""
 _NO_SAMPLES: Samples = np.zeros(0, np.float32)
 
 
@@ -23,16 +24,22 @@ class LocalRecognizer:
     """:class:`speech.ports.StreamingRecognizer` in this process; for one event loop."""
 
     def __init__(
-        self, load: Callable[[str], StreamingEngine], *, tick_s: float, max_streams: int
+        self,
+        load: Callable[[str], StreamingEngine],
+        *,
+        tick_s: float,
+        max_streams: int,
+        threads: int = 1,
     ) -> None:
         """``load`` is called in a thread, once per model id, when its first stream opens.
 
-        ``tick_s`` is the shortest time between two steps of one model. :meth:`open` takes ids, no
-        aliases.
+        Each model decodes in ``threads`` threads, a batch in each; ``tick_s`` is the shortest time
+        between two batches. :meth:`open` takes ids, no aliases.
         """
         self._load = load
         self._tick_s = tick_s
         self._max_streams = max_streams
+        self._threads = threads
         self._models: dict[str, asyncio.Task[_Model]] = {}
         self._streams = 0
         self._lag = _Lag()
@@ -71,11 +78,7 @@ class LocalRecognizer:
         except BaseException:
             self._models.pop(name, None)  # the next stream loads again
             raise
-        batch = self._max_streams
-        return _Model(
-            engine,
-            MicroBatcher(engine.step, max_batch=batch, tick_s=self._tick_s, max_waiting=batch),
-        )
+        return _Model(engine, self._max_streams, self._tick_s, self._threads)
 
     def _release(self) -> None:
         self._streams -= 1
@@ -103,10 +106,36 @@ class _Lag:
         return longest_s
 
 
-@dataclass(frozen=True, slots=True)
 class _Model:
-    engine: StreamingEngine
-    batcher: MicroBatcher[Step, tuple[Word, ...]]
+    """A loaded model: one thread that takes audio, and those that decode."""
+
+    def __init__(
+        self, engine: StreamingEngine, max_streams: int, tick_s: float, threads: int
+    ) -> None:
+        self.engine = engine
+        # A stream has one call under way, so that no more can wait.
+        self._fed: MicroBatcher[Step, tuple[Word, ...] | None] = MicroBatcher(
+            engine.feed, max_batch=max_streams, max_waiting=max_streams
+        )
+        self._decoded: MicroBatcher[StreamState, tuple[Word, ...] | None] = MicroBatcher(
+            engine.decode,
+            max_batch=_MAX_BATCH,
+            max_waiting=max_streams,
+            tick_s=tick_s,
+            threads=threads,
+        )
+
+    async def step(self, step: Step) -> tuple[Word, ...]:
+        """Feed a stream, and decode its chunks one by one, with those of others.
+
+        Only the first waits for a tick: a stream with more than one chunk is behind.
+        """
+        words = await self._fed.submit(step)
+        behind = False
+        while words is None:
+            words = await self._decoded.submit(step.stream, at_once=behind)
+            behind = True
+        return words
 
 
 class LocalStream:
@@ -156,7 +185,7 @@ class LocalStream:
         step = Step(self._state, samples, finish, trailing_silence)
         try:
             with self._lag.measured():
-                return await self._model.batcher.submit(step)
+                return await self._model.step(step)
         except asyncio.CancelledError:
             await self.close()
             raise

@@ -1,7 +1,8 @@
 """Frame-synchronous recognition of many live streams with sherpa-onnx.
 
 A stream decodes one utterance after another; the caller decides where an utterance begins and ends.
-Streams with enough audio for the next chunk of the model are decoded in one batch.
+Feeding and decoding are two calls: streams with enough audio for the next chunk of the model are
+decoded in one batch, a chunk each, and the others need not wait for it.
 """
 
 from collections.abc import Sequence
@@ -27,12 +28,15 @@ class StreamState:
     """The state of a stream between two steps: its current utterance.
 
     ``library`` is the stream of sherpa-onnx, None until the utterance begins. Every utterance gets
-    a new one, as the library's reset keeps the network state and the audio.
+    a new one, as the library's reset keeps the network state and the audio. ``finishing`` if no
+    audio of the utterance follows; ``words`` are those of the chunks decoded before ``stale``.
     """
 
     hotwords: str | None
     library: Any = None
     samples: int = 0
+    finishing: bool = False
+    stale: bool = False
     words: tuple[Word, ...] = ()
 
 
@@ -49,8 +53,13 @@ class Step:
     trailing_silence: int = 0
 
 
+Outcome = tuple[Word, ...] | EngineFailed | OutOfMemory | None
+"""The words of an utterance so far, with times in seconds of it; None while the stream has a chunk
+to decode."""
+
+
 class StreamingEngine:
-    """One loaded model; :meth:`step` is for one thread at a time."""
+    """One loaded model. Any number of threads may use it, each on other streams."""
 
     def __init__(
         self,
@@ -97,27 +106,50 @@ class StreamingEngine:
         return StreamState(hotword_phrases(hotwords) if self.takes_hotwords else None)
 
     def step(self, steps: Sequence[Step]) -> list[tuple[Word, ...] | EngineFailed | OutOfMemory]:
-        """The words of each utterance so far, with times in seconds of the utterance.
+        """Feed streams, each once, and decode until none of them has a chunk.
 
-        ``steps`` holds at most one step of a stream. A step that fails discards its utterance, and
-        the next step begins another. It does not affect other streams, unless the library failed
-        while decoding them in the same batch.
+        A step that fails discards its utterance, and the next step begins another.
         """
-        failed: dict[StreamState, Exception] = {}
-        for step in steps:
-            try:
-                self._feed(step)
-            except Exception as error:
-                failed[step.stream] = error
-        alive = [s.stream for s in steps if s.stream.library is not None and s.stream not in failed]
-        decoded = self._decode(alive, failed)
-        return [self._outcome(step, decoded, failed) for step in steps]
+        outcomes = dict(zip((step.stream for step in steps), self.feed(steps), strict=True))
+        while ready := [stream for stream, outcome in outcomes.items() if outcome is None]:
+            outcomes |= zip(ready, self.decode(ready), strict=True)
+        return [outcome for outcome in outcomes.values() if outcome is not None]
 
-    def _feed(self, step: Step) -> None:
+    def feed(self, steps: Sequence[Step]) -> list[Outcome]:
+        """Take the audio of streams, each of which has no chunk to decode.
+
+        A step that fails discards its utterance, and the next one begins another; it does not
+        affect other streams.
+        """
+        return [self._fed(step) for step in steps]
+
+    def decode(self, streams: Sequence[StreamState]) -> list[Outcome]:
+        """Decode the next chunk of streams that have one, in one batch.
+
+        When the library fails, the utterances of all of them are discarded.
+        """
+        try:
+            self._library.decode_streams([stream.library for stream in streams])
+        except Exception as error:
+            # Each of them has lost a chunk of features and its network state by now.
+            return [self._failed(stream, error) for stream in streams]
+        for stream in streams:
+            stream.stale = True
+        return [self._outcome(stream) for stream in streams]
+
+    def _fed(self, step: Step) -> Outcome:
+        stream = step.stream
+        if stream.library is None and not len(step.samples):
+            return ()
+        try:
+            self._accept(step)
+        except Exception as error:
+            return self._failed(stream, error)
+        return self._outcome(stream)
+
+    def _accept(self, step: Step) -> None:
         stream = step.stream
         if stream.library is None:
-            if not len(step.samples):
-                return
             stream.library = self._library.create_stream(hotwords=stream.hotwords)
         stream.samples += len(step.samples)
         # The bindings convert sample by sample, which is faster from a list than from an array.
@@ -127,37 +159,30 @@ class StreamingEngine:
             flush = FLUSH_SILENCE[step.trailing_silence :]
             stream.library.accept_waveform(SAMPLE_RATE, flush.tolist())
             stream.library.input_finished()
+            stream.finishing = stream.stale = True
 
-    def _decode(
-        self, streams: Sequence[StreamState], failed: dict[StreamState, Exception]
-    ) -> set[StreamState]:
-        """Decode until no stream is ready; returns the streams that decoded a chunk or failed."""
-        decoded: set[StreamState] = set()
-        while ready := [s for s in streams if self._library.is_ready(s.library)]:
-            decoded.update(ready)
-            try:
-                self._library.decode_streams([s.library for s in ready])
-            except Exception as error:
-                # Each of them has lost a chunk of features and its network state by now.
-                failed |= dict.fromkeys(ready, error)
-                break
-        return decoded
-
-    def _outcome(
-        self, step: Step, decoded: set[StreamState], failed: dict[StreamState, Exception]
-    ) -> tuple[Word, ...] | EngineFailed | OutOfMemory:
-        stream = step.stream
-        error = failed.get(stream)
-        if error is None and (stream in decoded or (step.finish and stream.library)):
-            try:
+    def _outcome(self, stream: StreamState) -> Outcome:
+        try:
+            if self._library.is_ready(stream.library):
+                return None
+            if stream.stale:
                 result = self._library.get_result_all(stream.library)
                 hypothesis = Hypothesis(result.tokens, result.timestamps, result.ys_probs)
                 stream.words = words_of(hypothesis, (0.0, stream.samples / SAMPLE_RATE))
-            except Exception as problem:
-                error = problem
+                stream.stale = False
+        except Exception as error:
+            return self._failed(stream, error)
         words = stream.words
-        if step.finish or error is not None:
-            stream.library, stream.samples, stream.words = None, 0, ()
-        if error is not None:
-            return failure(f"model '{self._model}' failed", error)
+        if stream.finishing:
+            _discard(stream)
         return words
+
+    def _failed(self, stream: StreamState, error: Exception) -> EngineFailed | OutOfMemory:
+        _discard(stream)
+        return failure(f"model '{self._model}' failed", error)
+
+
+def _discard(stream: StreamState) -> None:
+    """The utterance is over; the next one begins in the initial state."""
+    stream.library, stream.samples, stream.words = None, 0, ()
+    stream.finishing = stream.stale = False

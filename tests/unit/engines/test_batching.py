@@ -22,6 +22,7 @@ class Mill:
     def __init__(self, *, is_open: bool = True) -> None:
         self.batches: list[list[int]] = []
         self.started = threading.Event()
+        self.begun = threading.Semaphore(0)
         self.gate = threading.Event()
         if is_open:
             self.gate.set()
@@ -29,6 +30,7 @@ class Mill:
     def __call__(self, items: Sequence[int]) -> list[int | Exception]:
         self.batches.append(list(items))
         self.started.set()
+        self.begun.release()
         assert self.gate.wait(WAIT_S)
         return [EngineFailed(f"{i} is negative") if i < 0 else 2 * i for i in items]
 
@@ -82,7 +84,7 @@ async def test_a_tick_gathers_though_the_thread_is_free() -> None:
     assert mill.batches == [[1], [2, 3]]
 
 
-async def test_a_thread_that_works_long_gathers_longer() -> None:
+async def test_a_tick_that_is_over_delays_nothing() -> None:
     mill = Mill()
 
     def grind(items: Sequence[int]) -> list[int | Exception]:
@@ -92,10 +94,36 @@ async def test_a_thread_that_works_long_gathers_longer() -> None:
     batcher = MicroBatcher(grind, max_batch=10, tick_s=0.2)
     await batcher.submit(1)
     early = await waiting(batcher, 2)
-    await asyncio.sleep(0.1)  # longer than the tick after the last batch began
+    await asyncio.sleep(0.1)
     assert await batcher.submit(3) == 6
     assert await early[0] == 4
-    assert mill.batches == [[1], [2, 3]]
+    assert mill.batches == [[1], [2], [3]]
+
+
+async def test_an_item_that_is_submitted_at_once_waits_for_no_tick() -> None:
+    mill = Mill()
+    batcher = MicroBatcher(mill, max_batch=10, tick_s=WAIT_S)
+
+    async def three_times() -> None:
+        for number in range(3):
+            await batcher.submit(number, at_once=number > 0)
+
+    together = asyncio.gather(three_times(), batcher.submit(5))
+    await asyncio.wait_for(together, WAIT_S / 2)
+    assert mill.batches == [[0, 5], [1], [2]]
+
+
+async def test_what_waits_while_one_thread_is_busy_begins_in_another(busy: Mill) -> None:
+    batcher = MicroBatcher(busy, max_batch=2, threads=2)
+    first = await under_way(batcher, busy)
+    others = await waiting(batcher, 2, 3, 4, 5)
+    for _ in range(2):
+        assert await asyncio.to_thread(busy.begun.acquire, timeout=WAIT_S)
+    await asyncio.sleep(0.01)
+    assert busy.batches == [[1], [2, 3]], "no third thread begins the rest"
+    busy.gate.set()
+    assert await asyncio.gather(first, *others) == [2, 4, 6, 8, 10]
+    assert busy.batches == [[1], [2, 3], [4, 5]]
 
 
 async def test_more_than_may_wait_is_refused_until_there_is_room(busy: Mill) -> None:

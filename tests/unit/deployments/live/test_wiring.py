@@ -11,7 +11,7 @@ import pytest
 from configs.catalogue import Catalogue
 from configs.settings import IngressSettings, LiveSettings
 from deployments.live import wiring
-from deployments.live.wiring import LazyEmbedder, local_models
+from deployments.live.wiring import LazyEmbedder, live_ports, local_models
 from deployments.runtime.model_access import ModelFiles
 from speech.audio import Samples
 from speech.errors import ModelUnavailable
@@ -93,3 +93,25 @@ def test_streaming_models_of_an_ingress_load_before_it_is_ready_only_on_a_gpu(
     assert loaded == loads
     replicas = settings.model_copy(update={"placement": "replicas"})
     assert local_models(replicas, ingress, files) is None
+
+
+@pytest.mark.parametrize(("num_cpus", "threads"), [(0.1, 1), (4, 4)])
+def test_a_recogniser_in_the_ingress_decodes_on_all_cpus_of_it(
+    num_cpus: float, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[int] = []
+    monkeypatch.setattr("ray.get_gpu_ids", list)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(
+        "engines.onnx_asr.local_recognizer.LocalRecognizer",
+        lambda load, *, tick_s, max_streams, threads: built.append(threads),
+    )
+    catalogue = Catalogue.load()
+    files = ModelFiles(catalogue, Path(), offline=True)
+    live = LiveSettings.model_validate({"default_model": "demo-vosk-streaming"})
+    ingress = IngressSettings.model_validate(
+        {"default_transcriber": "demo-vosk", "resources": {"num_cpus": num_cpus}}
+    )
+    models = local_models(live, ingress, files)
+    live_ports(live, ingress, files, catalogue, {}, {}, models)
+    assert built == [threads]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from engines.onnx_asr.local_recognizer import LocalRecognizer, LocalStream
-from engines.onnx_asr.streaming import Step, StreamingEngine, StreamState
+from engines.onnx_asr.streaming import Outcome, Step, StreamingEngine, StreamState
 from speech.audio import SAMPLE_RATE, Samples
-from speech.errors import Cancelled, EngineFailed, InvalidRequest, ModelUnavailable, Overloaded
+from speech.errors import Cancelled, InvalidRequest, ModelUnavailable, Overloaded
 from tests.unit.engines.onnx_asr.streaming_models import MODEL, Words, alone, entry_of, toy
 from tests.unit.heldout import Clip
 
@@ -28,7 +28,7 @@ def recognizer(engine: StreamingEngine) -> LocalRecognizer:
 
 
 class Watched(StreamingEngine):
-    """Remembers its steps, and stands still in them until its gate is open."""
+    """Records the sizes of what it is fed, and takes none of it until its gate is open."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(entry_of(MODEL), folder, device="cpu")
@@ -36,11 +36,31 @@ class Watched(StreamingEngine):
         self.started = threading.Event()
         self.gate = threading.Event()
 
-    def step(self, steps: Sequence[Step]) -> list[Words | EngineFailed]:
+    def feed(self, steps: Sequence[Step]) -> list[Outcome]:
         self.sizes.append([len(step.samples) for step in steps])
         self.started.set()
         assert self.gate.wait(WAIT_S)
-        return super().step(steps)
+        return super().feed(steps)
+
+
+class Decoding(StreamingEngine):
+    """Records the streams that it decodes together, each batch before it stops at the gate."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(entry_of(MODEL), folder, device="cpu")
+        self.batches: list[list[StreamState]] = []
+        self.begun = threading.Semaphore(0)
+        self.gate = threading.Event()
+
+    def decode(self, streams: Sequence[StreamState]) -> list[Outcome]:
+        self.batches.append(list(streams))
+        self.begun.release()
+        assert self.gate.wait(WAIT_S)
+        return super().decode(streams)
+
+    async def another(self) -> None:
+        """Wait until one more batch has begun."""
+        assert await asyncio.to_thread(self.begun.acquire, timeout=WAIT_S)
 
 
 def pieces(samples: Samples, size: int) -> list[Samples]:
@@ -151,6 +171,59 @@ async def test_streams_that_wait_at_the_same_time_are_decoded_together(
     await asyncio.gather(*calls)
     assert engine.sizes == [[160], [8000] * 3]
     assert set(together) == {3}
+
+
+async def test_audio_without_a_chunk_waits_for_no_batch(folder: Path, spoken: list[Clip]) -> None:
+    engine = Decoding(folder)
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=2)
+    busy, other = [await recognizer.open(MODEL) for _ in range(2)]
+    call = asyncio.create_task(busy.feed(spoken[0].samples[:8000]))
+    await engine.another()
+    assert await asyncio.wait_for(other.feed(spoken[0].samples[:160]), WAIT_S) == ()
+    assert not call.done()
+    engine.gate.set()
+    await call
+
+
+async def test_no_stream_waits_for_the_second_chunk_of_another(
+    folder: Path, spoken: list[Clip]
+) -> None:
+    engine = Decoding(folder)
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=2)
+    late, live = [await recognizer.open(MODEL) for _ in range(2)]
+    calls = [asyncio.create_task(late.feed(spoken[0].samples[:SAMPLE_RATE]))]
+    await engine.another()
+    calls.append(asyncio.create_task(live.feed(spoken[0].samples[:6000])))
+    await asyncio.sleep(0.05)  # it waits in line when the first batch ends
+    engine.gate.set()
+    await asyncio.gather(*calls)
+    assert [len(batch) for batch in engine.batches[:2]] == [1, 2]
+
+
+async def test_a_stream_that_is_behind_waits_for_one_tick(
+    engine: StreamingEngine, spoken: list[Clip]
+) -> None:
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=WAIT_S, max_streams=1)
+    stream = await recognizer.open(MODEL)
+    second = spoken[0].samples[:SAMPLE_RATE]  # six chunks
+    await asyncio.wait_for(stream.feed(second), WAIT_S / 2)
+
+
+async def test_each_thread_decodes_a_batch_of_its_own(
+    folder: Path, spoken: list[Clip], expected: list[Words]
+) -> None:
+    engine = Decoding(folder)
+    recognizer = LocalRecognizer(lambda _: engine, tick_s=0.0, max_streams=40, threads=2)
+    streams = [await recognizer.open(MODEL) for _ in range(40)]
+    calls = [asyncio.create_task(decode_utterance(s, [spoken[0].samples])) for s in streams]
+    await engine.another()
+    await engine.another()
+    at_once = [set(batch) for batch in engine.batches]
+    assert len(at_once) == 2
+    assert not at_once[0] & at_once[1]
+    assert max(map(len, at_once)) <= 32
+    engine.gate.set()
+    assert await asyncio.gather(*calls) == [expected[0]] * 40
 
 
 async def test_a_stream_that_catches_up_lets_the_others_in_between(

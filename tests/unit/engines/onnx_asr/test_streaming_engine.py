@@ -22,6 +22,7 @@ from tests.unit.engines.onnx_asr.streaming_models import MODEL, Words, alone, en
 from tests.unit.heldout import Clip
 
 WAIT_S = 30.0
+CHUNK_S = 0.16
 NOTHING = np.zeros(0, np.float32)
 
 
@@ -34,6 +35,19 @@ def test_audio_may_be_cut_anywhere(
     for piece in np.split(spoken[0].samples, sorted(cuts)):
         engine.step([Step(stream, piece)])
     assert engine.step([Step(stream, NOTHING, finish=True)]) == [expected[0]]
+
+
+def test_audio_is_fed_without_decoding_and_decoded_one_chunk_at_a_time(
+    engine: StreamingEngine, spoken: list[Clip], expected: list[Words]
+) -> None:
+    stream, samples = engine.open(), spoken[0].samples
+    assert engine.feed([Step(stream, samples[:160])]) == [()], "less than a chunk"
+    assert engine.feed([Step(stream, samples[160:], finish=True)]) == [None]
+    chunks, (outcome,) = 1, engine.decode([stream])
+    while outcome is None:
+        chunks, (outcome,) = chunks + 1, engine.decode([stream])
+    assert outcome == expected[0]
+    assert chunks == pytest.approx(len(samples) / SAMPLE_RATE / CHUNK_S, abs=4)
 
 
 def test_a_step_that_fails_does_not_fail_the_others(
