@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from engines.onnx_asr.offline import OnnxAsrEngine
 
 
-class OnnxAsr(RecogniserHost):
+class OnnxAsr(RecogniserHost["OnnxAsrEngine"]):
     """Recognises speech with the models of the catalogue that are in ONNX."""
 
     def load(self, model: str) -> "device.Loaded[OnnxAsrEngine]":

@@ -189,10 +189,23 @@ class RecognitionEngine(WarmEngine, Protocol):
         ...
 
 
-class RecogniserHost(EngineHost[RecognitionEngine]):
+Recogniser = TypeVar("Recogniser", bound=RecognitionEngine)
+
+
+class RecogniserHost(EngineHost[Recogniser]):
     """Base of the deployments that recognise speech."""
 
     task_type = "transcribe"
+
+    def _recognise(
+        self,
+        engine: Recogniser,
+        samples: Samples,
+        options: TranscribeOptions,
+        call: Call,
+        emit: Callable[[Segment], None],
+    ) -> Recognition:
+        return engine.transcribe(samples, options, call.checkpoint, call.report, emit)
 
     async def transcribe(
         self, audio: Audio, options: TranscribeOptions, channel: int | None, job: str | None
@@ -201,8 +214,8 @@ class RecogniserHost(EngineHost[RecognitionEngine]):
         samples = audio.track(channel)
         recognition = await self._run(
             str(options.model),
-            lambda engine, call: engine.transcribe(
-                samples, options, call.checkpoint, call.report, lambda segment: None
+            lambda engine, call: self._recognise(
+                engine, samples, options, call, lambda segment: None
             ),
             job,
         )
@@ -225,9 +238,7 @@ class RecogniserHost(EngineHost[RecognitionEngine]):
         running = asyncio.create_task(
             self._run(
                 str(options.model),
-                lambda engine, call: engine.transcribe(
-                    audio.mono, options, call.checkpoint, call.report, emit
-                ),
+                lambda engine, call: self._recognise(engine, audio.mono, options, call, emit),
                 None,
             )
         )

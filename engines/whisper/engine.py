@@ -7,7 +7,8 @@ The library has two modes:
 - **batched**: windows of speech that voice activity detection has cut, ``batch_size`` at a time,
   without context and without retries, several times faster.
 
-A window is 30 s, or shorter where the model was trained on less.
+A window is 30 s, or shorter where the model was trained on less. In both modes the windows of all
+requests share batches, see :class:`engines.whisper.scheduler.Scheduler`.
 
 The batched mode is used when ``vad_filter`` is on, ``batch_size`` is above 1 and no option is set
 that only the sequential mode honours, see :func:`engines.whisper.whisper_options.runs_batched`.
@@ -24,11 +25,13 @@ from faster_whisper import WhisperModel
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
 from engines.cancellation import CancelCheck, raise_if_cancelled
-from engines.whisper.batches import FittingBatches
+from engines.whisper.batched import BatchedTranscription
 from engines.whisper.coverage import in_file
 from engines.whisper.encoders import Asked, WhisperFiles
 from engines.whisper.finite import FiniteWhisper, automatic
 from engines.whisper.request_model import RequestModel
+from engines.whisper.scheduler import Scheduler
+from engines.whisper.shared_model import SharedModel
 from engines.whisper.warm_up import warm_up
 from engines.whisper.whisper_options import (
     check_ranges,
@@ -53,6 +56,8 @@ from speech.transcript import Recognition, Segment, Word
 _CONVERTED = {"model", "batch_size", "vad_filter", "vad_parameters", "clip_timestamps"}
 _PASSED_ON = tuple(f.name for f in fields(TranscribeOptions) if f.name not in _CONVERTED)
 
+BATCH_ON_GPU = 16
+"""Windows of a batch on a GPU, beyond which a window hardly gets cheaper."""
 _SHORTEST_S = 0.1
 _SILENCE = 1 / 32768
 """One step of 16-bit PCM: audio below it is silence, on which Whisper hallucinates text."""
@@ -69,6 +74,7 @@ class WhisperEngine:
         compute_type: str,
         threads: int,
         encoder: Asked = "auto",
+        max_batch: int | None = None,
         on_rerun: Callable[[int], None] = lambda windows: None,
     ) -> None:
         """Load a CTranslate2 directory from disk, never from the hub.
@@ -76,9 +82,10 @@ class WhisperEngine:
         ``device`` is "cpu" or "cuda"; ``compute_type`` "auto" means int8 on cpu, and on cuda
         bfloat16, or float16 where the GPU has no bfloat16; ``threads`` are the CPU threads of one
         inference; ``encoder`` is the library that runs the encoder, see
-        :class:`engines.whisper.encoders.WhisperFiles`. ``on_rerun`` receives the number of windows
-        that run again in another compute type, see :class:`engines.whisper.finite.FiniteWhisper`.
-        Raises ModelNotInstalled, ModelUnavailable.
+        :class:`engines.whisper.encoders.WhisperFiles`. ``max_batch`` bounds the windows of a batch,
+        None: 1 on the CPU, where windows are no faster together, and :data:`BATCH_ON_GPU`.
+        ``on_rerun`` receives the number of windows that run again in another compute type, see
+        :class:`engines.whisper.finite.FiniteWhisper`. Raises ModelNotInstalled, ModelUnavailable.
         """
         missing = [n for n in ("model.bin", "tokenizer.json") if not (path / n).is_file()]
         if missing:
@@ -86,6 +93,9 @@ class WhisperEngine:
             raise ModelNotInstalled("files of the Whisper model are missing", lacking)
         if compute_type == "auto":
             compute_type = automatic(device)
+        # Two at once on a CPU of several cores: while one computes what has to be computed by one
+        # thread, the other has the rest. A GPU computes one after the other.
+        parallel = 2 if device == "cpu" and threads > 1 else 1
         files = WhisperFiles(path, device=device, compute_type=compute_type, encoder=encoder)
         self.encoder = files.encoder
         try:
@@ -95,7 +105,7 @@ class WhisperEngine:
                     device=device,
                     compute_type=compute_type,
                     cpu_threads=threads,
-                    num_workers=1,
+                    num_workers=parallel,
                     local_files_only=True,
                 )
             model = files.with_encoder(self._model.model)
@@ -109,12 +119,20 @@ class WhisperEngine:
         def load(wider: str) -> ctranslate2.models.Whisper:
             with files.folder() as folder:
                 loaded = ctranslate2.models.Whisper(
-                    str(folder), device=device, compute_type=wider, intra_threads=threads
+                    str(folder),
+                    device=device,
+                    compute_type=wider,
+                    intra_threads=threads,
+                    inter_threads=parallel,
                 )
             return files.with_encoder(loaded)
 
-        self._model.model = FiniteWhisper(model, load, on_rerun)
+        finite = FiniteWhisper(model, load, on_rerun)
+        self._model.model = finite
         self._model.feature_extractor = files.features(self._model.feat_kwargs)
+        if max_batch is None:
+            max_batch = 1 if device == "cpu" else BATCH_ON_GPU
+        self._scheduler = Scheduler(finite, max_batch, parallel)
 
     @property
     def compute_type(self) -> str:
@@ -132,12 +150,15 @@ class WhisperEngine:
         cancelled: CancelCheck = lambda: False,
         report: Callable[[float], None] = lambda seconds_done: None,
         emit: Callable[[Segment], None] = lambda segment: None,
+        *,
+        background: bool = False,
     ) -> Recognition:
         """Recognise float32 [samples] at 16 kHz of any length; silence gives no segments.
 
-        ``cancelled`` is polled before each window and between segments; ``report`` receives the
-        end of each segment in seconds, ``emit`` the segment itself. Raises InvalidRequest for
-        options that contradict the model or each other, Cancelled, EngineFailed.
+        ``cancelled`` is polled before each window, while one waits and between segments;
+        ``report`` receives the end of each segment in seconds, ``emit`` the segment itself. With
+        ``background`` the windows of other requests go first. Raises InvalidRequest for options
+        that contradict the model or each other, Cancelled, EngineFailed.
         """
         check_ranges(options)
         self._check_against_model(options)
@@ -148,8 +169,16 @@ class WhisperEngine:
             warnings.append(f"chunk_length is at most {self._window_s:g} s with this model")
         if len(samples) < _SHORTEST_S * SAMPLE_RATE or not _audible(samples):
             return _nothing(options, warnings)
+        token = self._model.hf_tokenizer.token_to_id
+        control = token("<|startoftranscript|>"), token("<|notimestamps|>")
         try:
-            return self._run(samples, options, clips, vad, cancelled, report, emit, warnings)
+            with self._scheduler.request(background=background) as request:
+                shared = SharedModel(self._scheduler, request, *control, cancelled)
+                batched = runs_batched(options)
+                model = RequestModel(self._model, shared, options, cancelled, batched=batched)
+                return self._run(
+                    model, samples, options, clips, vad, cancelled, report, emit, warnings
+                )
         except SpeechError:
             raise
         except Exception as error:
@@ -157,6 +186,7 @@ class WhisperEngine:
 
     def _run(
         self,
+        model: RequestModel,
         samples: Samples,
         options: TranscribeOptions,
         clips: list[float],
@@ -166,28 +196,25 @@ class WhisperEngine:
         emit: Callable[[Segment], None],
         warnings: list[str],
     ) -> Recognition:
-        batched = runs_batched(options)
-        model = RequestModel(self._model, options, cancelled, batched=batched)
-        passed = {name: getattr(options, name) for name in _PASSED_ON}
-        passed["word_timestamps"] = needs_words(options)
-        if batched or options.chunk_length:
-            passed["chunk_length"] = min(options.chunk_length or self._window_s, self._window_s)
-        passed["suppress_tokens"] = options.suppress_tokens and list(options.suppress_tokens)
-        if options.language_detection_threshold is None:
-            passed["language_detection_threshold"] = 0.0  # no threshold: the first window decides
-        if batched:
-            segments, info = FittingBatches(model, options.batch_size).transcribe(
-                samples,
-                vad_filter=True,
-                vad_parameters=vad,
-                batch_size=options.batch_size,
-                **passed,
-            )
+        if vad is not None and runs_batched(options):
+            window_s = min(options.chunk_length or self._window_s, self._window_s)
+            transcription = BatchedTranscription(model, options, vad, window_s).transcribe(samples)
+            if transcription is None:
+                return _nothing(options, warnings)
+            segments, info = transcription
+            segments = (s for s in segments if not _is_silence(s, options))
         else:
             if vad is not None and clips:
                 clips, vad = _speech_within(samples, clips, vad), None
                 if not clips:
                     return _nothing(options, warnings)
+            passed = {name: getattr(options, name) for name in _PASSED_ON}
+            passed["word_timestamps"] = needs_words(options)
+            if options.chunk_length:
+                passed["chunk_length"] = min(options.chunk_length, self._window_s)
+            passed["suppress_tokens"] = options.suppress_tokens and list(options.suppress_tokens)
+            if options.language_detection_threshold is None:
+                passed["language_detection_threshold"] = 0.0  # none: the first window decides
             segments, info = model.transcribe(
                 samples,
                 vad_filter=vad is not None,
@@ -195,10 +222,8 @@ class WhisperEngine:
                 clip_timestamps=clips or "0",
                 **passed,
             )
-        if not info.duration_after_vad:
-            return _nothing(options, warnings)
-        if batched:
-            segments = (s for s in segments if not _is_silence(s, options))
+            if not info.duration_after_vad:
+                return _nothing(options, warnings)
         if vad is None:  # VAD leaves no silence, and makes the times those of the words
             segments = (s for s in segments if _audible(_part(samples, s)))
         found = []

@@ -9,7 +9,8 @@ from faster_whisper import WhisperModel
 from numpy.typing import NDArray
 
 from engines.cancellation import CancelCheck, raise_if_cancelled
-from engines.whisper.finite import Encoded
+from engines.whisper.shared_model import SharedModel
+from engines.whisper.windows import Window
 from speech.media.segmentation import Region
 from speech.ports import TranscribeOptions
 
@@ -21,7 +22,8 @@ class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no ty
     """A loaded model for one request: own feature extractor, bounded prompts, cancellation.
 
     The library stores ``chunk_length`` on the shared feature extractor, and lets context and hints
-    grow beyond the positions of the model. The weights are shared.
+    grow beyond the positions of the model. The weights are shared, and ``model`` puts the windows
+    into batches with those of other requests.
 
     The library also lets the times of words move the windows and the segments, so that the text
     depends on whether they are asked for. Here the text is the same with and without them, unless
@@ -31,12 +33,14 @@ class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no ty
     def __init__(
         self,
         loaded: WhisperModel,
+        model: SharedModel,
         options: TranscribeOptions,
         cancelled: CancelCheck,
         *,
         batched: bool,
     ) -> None:
         self.__dict__.update(loaded.__dict__)
+        self.model = model
         self.missed: list[Region] = []
         """Seconds of the audio given to the library of which the text may be incomplete."""
         self._batched = batched
@@ -46,14 +50,17 @@ class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no ty
         self.feature_extractor = copy.copy(loaded.feature_extractor)
         self._room_for_text = options.max_new_tokens or _ROOM_FOR_TEXT
         self._cancelled = cancelled
+        self._last: Window | None = None
         self._window = loaded.feature_extractor.nb_max_frames
 
-    def encode(self, features: NDArray[np.float32]) -> Encoded:
-        """The encoder output of one window; the cancellation point of each window."""
+    def encode(self, features: NDArray[np.float32]) -> Window:
+        """A window to be encoded, of features [mels, frames]; the cancellation point of each."""
         raise_if_cancelled(self._cancelled)
         # The library pads every window to 30 s, also for a model that was trained on less.
-        encoded: Encoded = super().encode(features[..., : self._window])
-        return encoded
+        features = features[:, : self._window]
+        if self._last is None or not np.array_equal(features, self._last.features):
+            self._last = Window(features)
+        return self._last  # that in which the language was detected is often the first one too
 
     def get_prompt(self, tokenizer: Any, previous_tokens: list[int], **hints: Any) -> list[int]:
         """The prompt, with as much context as leaves room for the text of the window."""
@@ -106,25 +113,21 @@ class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no ty
         self,
         segments: list[list[dict[str, Any]]],
         tokenizer: Any,
-        encoder_output: Encoded,
+        window: Window,
         *rest: Any,
         **more: Any,
     ) -> Any:
-        """Add the words of each segment of each window.
+        """Add the words of each segment of a window.
 
         CTranslate2 divides the attention on a frame by its deviation over the tokens. In float16
         that can be 0 / 0, and all tokens from that frame on get the time of the frame before it.
         """
-        times = [[(s["start"], s["end"]) for s in window] for window in segments]
-        last_speech = super().add_word_timestamps(
-            segments, tokenizer, encoder_output, *rest, **more
-        )
+        times = [[(s["start"], s["end"]) for s in found] for found in segments]
+        last_speech = super().add_word_timestamps(segments, tokenizer, window, *rest, **more)
         misplaced = sum(map(_words_misplaced, segments, times))
-        if misplaced and self.model.leave_float16(encoder_output, misplaced):
+        if misplaced and self.model.leave_float16(window, misplaced):
             _restore_times(segments, times)
-            last_speech = super().add_word_timestamps(
-                segments, tokenizer, encoder_output, *rest, **more
-            )
+            last_speech = super().add_word_timestamps(segments, tokenizer, window, *rest, **more)
         if not self._words_move_segments:
             _restore_times(segments, times)
         return last_speech

@@ -5,18 +5,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import jiwer
 import numpy as np
 import pytest
-from faster_whisper import BatchedInferencePipeline, WhisperModel
+from faster_whisper import WhisperModel
 from faster_whisper.feature_extractor import FeatureExtractor
 from faster_whisper.transcribe import Segment as LibrarySegment
 from faster_whisper.transcribe import Word as LibraryWord
 from faster_whisper.vad import VadOptions
 
+from engines.whisper.batched import BatchedInfo, BatchedTranscription
 from engines.whisper.engine import WhisperEngine
 from engines.whisper.log_mel import BlockwiseFeatures
 from engines.whisper.whisper_options import runs_batched
@@ -396,43 +396,6 @@ def test_every_option_reaches_the_library(
     assert {**expected, "suppress_tokens": [5, 6]}.items() <= received.items()
 
 
-def test_batches_are_as_large_as_asked_for(
-    engine: WhisperEngine, minute: Samples, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-    forward = BatchedInferencePipeline.forward
-
-    def record(self: Any, features: Any, *rest: Any) -> Any:
-        sizes.append(len(features))
-        return forward(self, features, *rest)
-
-    monkeypatch.setattr(BatchedInferencePipeline, "forward", record)
-    engine.transcribe(minute, replace(BATCHED, chunk_length=10, batch_size=3))
-    assert max(sizes) == 3
-    assert sum(sizes) > 4
-
-
-def test_batches_that_do_not_fit_the_memory_are_halved_for_the_rest_of_the_request(
-    engine: WhisperEngine, minute: Samples, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = replace(BATCHED, chunk_length=10, batch_size=4, word_timestamps=True)
-    expected = engine.transcribe(minute, options)
-    sizes: list[int] = []
-    encode = WhisperModel.encode
-
-    def encode_in_memory(self: Any, features: Any) -> Any:
-        if features.ndim == 3:  # else it is the window in which the language is detected
-            sizes.append(len(features))
-            if len(features) > 2:
-                raise RuntimeError("CUDA failed with error out of memory")
-        return encode(self, features)
-
-    monkeypatch.setattr(WhisperModel, "encode", encode_in_memory)
-    assert text(engine.transcribe(minute, options)) == text(expected)
-    assert sizes[:2] == [4, 2]
-    assert max(sizes[1:]) == 2
-
-
 def library_segment(text: str, no_speech: float, logprob: float, *times: float) -> Any:
     """A segment as the library gives it, with a word for each pair of times."""
     pairs = zip(times[::2], times[1::2], strict=True)
@@ -460,8 +423,8 @@ def test_times_and_silence_of_the_batched_mode_are_corrected(
         library_segment("doubtful", 0.9, -1.5, 0.8, 1.0),
         library_segment("confident", 0.9, -0.2, 0.7, 1.0, 1.0, 999.0),
     ]
-    info = SimpleNamespace(duration_after_vad=1.0, language="en", language_probability=0.9)
-    monkeypatch.setattr(BatchedInferencePipeline, "transcribe", lambda *_, **__: (given, info))
+    info = BatchedInfo("en", 0.9)
+    monkeypatch.setattr(BatchedTranscription, "transcribe", lambda *_: (iter(given), info))
     samples = spoken[0].samples
     recognition = engine.transcribe(samples, BATCHED)
     edges = [t for s in recognition.segments for w in s.words for t in (w.start, w.end)]

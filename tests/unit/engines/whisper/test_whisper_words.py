@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,7 +131,8 @@ def test_a_chunk_length_beyond_the_window_of_the_model_is_limited_with_a_warning
 
 def test_the_last_segment_of_a_batched_window_may_lack_its_end(engine: WhisperEngine) -> None:
     options = replace(BATCHED, max_new_tokens=100)
-    model = RequestModel(engine._model, options, lambda: False, batched=True)
+    shared: Any = None  # nothing is computed
+    model = RequestModel(engine._model, shared, options, lambda: False, batched=True)
 
     tokenizer = Tokenizer(engine._model.hf_tokenizer, True, task="transcribe", language="en")
     first = tokenizer.timestamp_begin
