@@ -67,15 +67,15 @@ def fail_to_allocate() -> None:
     """Let the next window that the Whisper replica of the demo encodes meet an out-of-memory."""
 
     def inject(_: Any) -> None:
-        from faster_whisper import WhisperModel
+        from engines.whisper.finite import FiniteWhisper
 
-        encode = WhisperModel.encode
+        encode = FiniteWhisper.encode
 
         def fail(*_: Any) -> None:
-            WhisperModel.encode = encode
+            FiniteWhisper.encode = encode  # type: ignore[method-assign]
             raise RuntimeError("CUDA failed with error out of memory")
 
-        WhisperModel.encode = fail
+        FiniteWhisper.encode = fail  # type: ignore[method-assign,assignment]
 
     (name,) = [
         a.name for a in living_actors() if a.name.startswith("SERVE_REPLICA::speech#Whisper#")
