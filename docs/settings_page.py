@@ -63,11 +63,12 @@ def _section(
 
 
 def _own(model: type[BaseModel], beside: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The values that ``model`` has and ``beside`` has not."""
+    """The values that ``model`` has and ``beside`` has not, or means otherwise."""
+    others = {name: field.description for name, field in beside.model_fields.items()}
     return {
         name: field
         for name, field in model.model_fields.items()
-        if name not in beside.model_fields and not nested_settings(field)
+        if others.get(name) != field.description and not nested_settings(field)
     }
 
 
@@ -117,6 +118,8 @@ def _name(kind: Any) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    if field.default_factory_takes_validated_data:
+        return "see its meaning"
     return f"`{json.dumps(field.get_default(call_default_factory=True))}`"
 
 

@@ -60,7 +60,7 @@ class RequestModel(WhisperModel):  # type: ignore[misc]  # the library has no ty
         features = features[:, : self._window]
         if self._last is None or not np.array_equal(features, self._last.features):
             self._last = Window(features)
-        return self._last  # that in which the language was detected is often the first one too
+        return self._last  # in long audio, that in which the language was detected
 
     def get_prompt(self, tokenizer: Any, previous_tokens: list[int], **hints: Any) -> list[int]:
         """The prompt, with as much context as leaves room for the text of the window."""

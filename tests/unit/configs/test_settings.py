@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from configs import deployment_settings, engine_settings, settings
+from configs.engine_settings import WhisperSettings
+from configs.reasons import reasons
 from configs.settings import SpeechArgs
 
 
@@ -48,3 +50,14 @@ def test_a_section_may_have_its_former_name_and_variables_of_both_names_count(
         assert section is not None
         assert (section.default_model, section.max_models) == ("demo-vosk", 7), name
         assert section.concurrency == 3, "the present name precedes"
+
+
+def test_a_whisper_replica_has_more_requests_in_progress_with_a_gpu_unless_it_is_set() -> None:
+    gpu = {"num_gpus": 0.5}
+    assert WhisperSettings(default_model="a").concurrency == 8
+    assert WhisperSettings(default_model="a", resources=gpu).concurrency == 32
+    assert WhisperSettings(default_model="a", resources=gpu, concurrency=3).concurrency == 3
+    with pytest.raises(ValidationError) as failure:
+        WhisperSettings(default_model="a", resources={"num_gpus": -1})
+    (reason,) = reasons(failure.value)
+    assert reason.startswith("resources.num_gpus: ")
