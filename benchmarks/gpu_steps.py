@@ -286,8 +286,6 @@ class GpuCheck:
         command += [f"--json={SPEED.absolute()}", f"--models={self._folder}", "--seconds=2"]
         if self._device == "cpu":
             command += ["--size=demo", "--seconds=0", "--batches", "1", "2", "--callers", "1", "2"]
-        else:
-            command.append("--concurrency=32")  # as many requests as callers, for full batches
         run = subprocess.run(
             command, cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False
         )

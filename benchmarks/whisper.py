@@ -55,7 +55,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 4, 8, 16, 32, 64))
     parser.add_argument("--callers", type=int, nargs="+", default=(1, 2, 8, 16, 32))
-    parser.add_argument("--concurrency", type=int, help="of the service; its default if absent")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a row, at least one call")
     parser.add_argument("--url", help="of a service that runs already, with this model as default")
     parser.add_argument("--models", type=Path, help="folder that keeps the models for the next run")
@@ -87,7 +86,6 @@ def measured(options: argparse.Namespace, model: Path, folder: Path) -> Iterator
                     device=options.device,
                     compute_type=options.compute_type,
                     threads=options.threads if options.device == "cpu" else 1,
-                    concurrency=options.concurrency,
                 )
             )
             yield from service_rows(url, options.callers, audio, options.seconds)

@@ -38,7 +38,6 @@ def service(
     device: str,
     compute_type: str,
     threads: int,
-    concurrency: int | None,
 ) -> Iterator[str]:
     """The URL of a graph with the model at ``path``."""
     models = yaml.safe_load(CATALOGUE_PATH.read_text("utf-8"))
@@ -73,7 +72,6 @@ def service(
             "device": device,
             "compute_type": compute_type,
             "resources": {"num_cpus": threads, "num_gpus": float(device == "cuda")},
-            **({} if concurrency is None else {"concurrency": concurrency}),
         },
     }
     application = {
