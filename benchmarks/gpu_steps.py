@@ -42,6 +42,7 @@ ONNX_RECOGNISER = "demo-nemo"
 """Of the recognisers in ONNX one that runs on onnxruntime; sherpa-onnx's wheel has no CUDA."""
 RECOGNISERS = ("demo-whisper", ONNX_RECOGNISER)
 LONG = AUDIO / "meeting-10min.opus"
+STREAMS = 32
 BOUNDARY_S = 0.05
 """What a boundary of a turn may move by; a frame of the model is 17 ms."""
 PROBABILITY = 0.05
@@ -145,6 +146,7 @@ class GpuCheck:
             Step("out of memory", 120, self._out_of_memory),
             Step("answers after it", 60, self._compare),
             Step("overhead of the service", 120, self._overhead),
+            Step("live streams", 90, self._streams),
             *(Step(command, 300, partial(self._run, command)) for command in self._commands),
             Step("stop", 60, self.close),
             Step("speed of Whisper", 240, self._speed),
@@ -279,6 +281,12 @@ class GpuCheck:
         rounds = 1 if self._device == "cpu" else 9
         command = [sys.executable, "-m", "benchmarks.overhead", f"--device={self._device}"]
         return self._run(shlex.join([*command, "--against=engine", f"--rounds={rounds}"]))
+
+    def _streams(self) -> Facts:
+        """One row of ``benchmarks.streams``, which recognises on the CPU."""
+        url = self._running().replace("http", "ws", 1)
+        command = [sys.executable, "-m", "benchmarks.streams", f"--url={url}", "--seconds=5"]
+        return self._run(shlex.join([*command, f"--first={STREAMS}", f"--most={STREAMS}"]))
 
     def _speed(self) -> Facts:
         """The rows of ``benchmarks.whisper``; on the CPU few of them, of the demo model."""

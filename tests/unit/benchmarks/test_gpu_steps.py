@@ -251,6 +251,21 @@ def test_the_overhead_is_that_against_engines_on_the_same_device(
     assert "--against=engine" in command
 
 
+def test_the_delays_of_live_streams_are_measured_on_the_running_graph(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "a row\n32 streams\n", "")
+
+    monkeypatch.setattr(gpu_steps.subprocess, "run", run)
+    assert played.run("graph", "live streams")["summary"] == "32 streams"
+    (command,) = commands
+    assert "--url=ws://127.0.0.1:1" in command
+
+
 @pytest.mark.parametrize(
     ("played", "size"), [("cuda", None), ("cpu", "--size=demo")], indirect=["played"]
 )
