@@ -73,7 +73,8 @@ hooks: setup
 	$(BIN)/pre-commit install
 
 bench: setup
-	$(BIN)/python -m graphs.launch configs/demo.yaml --then "$(BIN)/python benchmarks/overhead.py"
+	RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1 \
+		$(BIN)/python -m graphs.launch configs/demo.yaml --then "$(BIN)/python -m benchmarks.overhead"
 
 validate: setup
 	$(BIN)/python -m graphs.validate $(CONFIG)

@@ -47,6 +47,7 @@ class Ingress:
         live: LiveSettings | None,
         files: ModelFiles,
         jobs: JobSettings | None,
+        decoder_max_seconds: float,
     ) -> None:
         limit_sockets()  # behind HAProxy sockets end here, also where Serve's callback is not set
         self._settings = settings
@@ -61,6 +62,7 @@ class Ingress:
             settings.default_transcriber,
             files,
             local_stats=self._local_stats,
+            plain_wav_s=decoder_max_seconds,
         )
         self._ports = live_ports(live, settings, files, catalogue, handles, timeouts_s, local)
         self._streams = LiveStreams(

@@ -129,6 +129,7 @@ def _graph(args: SpeechArgs) -> Application:
         args.live,
         files,
         jobs,
+        args.decoder.max_seconds,
     )
 
 

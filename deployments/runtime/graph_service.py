@@ -42,7 +42,8 @@ class GraphService:
 
     ``defaults`` has the default model of each family that runs here, ``timeouts_s`` the longest
     call of each deployment. ``files`` are those of this machine; None: no model has any.
-    ``local_stats`` are the models that run in this process.
+    ``local_stats`` are the models that run in this process. ``plain_wav_s``: see
+    :class:`deployments.runtime.handle_ports.ServedDecoder`; jobs leave all files to the decoder.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class GraphService:
         default_transcriber: str,
         files: ModelFiles | None = None,
         local_stats: Callable[[], list[dict[str, Any]]] = list,
+        plain_wav_s: float = 0.0,
     ) -> None:
         self._catalogue = catalogue
         self._handles = handles
@@ -63,6 +65,7 @@ class GraphService:
         self._timeouts_s = timeouts_s
         self._files = files
         self._local_stats = local_stats
+        self._plain_wav_s = plain_wav_s
         self._graph = self._graph_for(None)
 
     def _graph_for(
@@ -71,9 +74,10 @@ class GraphService:
         handles, timeouts_s = self._handles, self._timeouts_s
         # A job waits for the replicas that an update starts; a client gets 503.
         absence_s = ABSENT_S if job is None else math.inf
+        plain_wav_s = self._plain_wav_s if job is None else 0.0
         diarization_s, emotion_s = (timeouts_s.get(f, 0.0) for f in ("diarization", "emotion"))
         return SpeechGraph(
-            ServedDecoder(handles["decoder"], timeouts_s["decoder"], job, absence_s),
+            ServedDecoder(handles["decoder"], timeouts_s["decoder"], job, absence_s, plain_wav_s),
             ServedTranscriber(self._catalogue, handles, timeouts_s, job, absence_s),
             ServedDiarizer(handles.get("diarization"), diarization_s, job, absence_s),
             ServedEmotions(handles.get("emotion"), emotion_s, job, absence_s),

@@ -4,6 +4,7 @@
 ``longest_absence_s`` is how long a deployment may have had no replica before a call is rejected.
 """
 
+import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -11,11 +12,13 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import ray
 from ray.serve.handle import DeploymentHandle
 
 from configs.catalogue import Catalogue
 from deployments.runtime.calls import ReplicaDied, call, call_for_reference, stream
 from speech.errors import ModelUnavailable, UnsupportedAudio
+from speech.media.plain_wav import read_plain_wav
 from speech.ports import DecodedAudio, DiarizeOptions, EmotionOptions, TranscribeOptions
 from speech.transcript import Diarization, Recognition, Scores, Span
 
@@ -25,7 +28,10 @@ NOT_DEPLOYED = "a task without a deployment is rejected before the graph runs"
 
 
 class ServedDecoder:
-    """The Decoder deployment."""
+    """The Decoder deployment; short WAV files that need no decoder are read in this process.
+
+    ``plain_wav_s`` is the longest of these, seconds.
+    """
 
     def __init__(
         self,
@@ -33,13 +39,19 @@ class ServedDecoder:
         timeout_s: float,
         job: str | None = None,
         longest_absence_s: float = math.inf,
+        plain_wav_s: float = 0.0,
     ) -> None:
         self._decode = handle.decode
         self._bounds = {"timeout_s": timeout_s, "longest_absence_s": longest_absence_s}
         self._job = job
+        self._plain_wav_s = plain_wav_s
 
     async def decode(self, data: bytes, keep_channels: bool, speedup: float) -> DecodedAudio:
         """See :class:`speech.ports.Decoder`. A file that kills two decoders is unsupported."""
+        if speedup == 1.0 and data.startswith(b"RIFF"):
+            plain = await asyncio.to_thread(_read_and_put, data, self._plain_wav_s)
+            if plain is not None:
+                return plain
         try:
             reference, facts = await call_for_reference(
                 self._decode, data, keep_channels, speedup, self._job, **self._bounds
@@ -48,6 +60,12 @@ class ServedDecoder:
             raise UnsupportedAudio("this file crashes the audio decoder") from None
         assert isinstance(facts, DecodedAudio)
         return replace(facts, content=reference)
+
+
+def _read_and_put(data: bytes, max_seconds: float) -> DecodedAudio | None:
+    """The audio of a plain WAV file in the object store; None for every other file."""
+    audio = read_plain_wav(data, max_seconds)
+    return None if audio is None else DecodedAudio(ray.put(audio), audio.duration)
 
 
 class ServedTranscriber:

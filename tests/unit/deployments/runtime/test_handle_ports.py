@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from ray.exceptions import ActorDiedError
 
 from configs.catalogue import Catalogue
@@ -19,6 +20,7 @@ from speech.errors import ModelUnavailable, SpeechError, UnsupportedAudio
 from speech.ports import DecodedAudio, DiarizeOptions, EmotionOptions, TranscribeOptions
 from speech.transcript import Diarization, Recognition, Segment, Span, Turn
 from tests.unit.deployments.fake_handles import FakeDeployment
+from tests.unit.sound_files import wav
 
 AUDIO = DecodedAudio("a reference", 2.0)
 RECOGNITION = Recognition((Segment(0.0, 1.0, " Hello"),), "en", 0.9)
@@ -63,6 +65,30 @@ async def test_a_decoded_file_is_its_facts_and_a_reference() -> None:
     assert (decoded.duration, decoded.channels, decoded.warnings) == (1.0, 2, ("odd file",))
     assert not decoded.content.fetched
     assert (await decoded.content).mono is SAMPLES
+
+
+async def test_a_short_wav_of_plain_samples_does_not_reach_the_decoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder = handle(decode=decode_noise)
+    stored: list[Audio] = []
+    monkeypatch.setattr(ray, "put", lambda audio: stored.append(audio) or "a reference")
+    file = wav(np.full(16_000, 16_384, np.int16), 16_000)
+    decoded = await ServedDecoder(decoder, 10.0, plain_wav_s=1.0).decode(file, True, 1.0)
+    assert decoded == DecodedAudio("a reference", 1.0)
+    assert (stored[0].mono == 0.5).all()
+    assert not decoder.decode.calls
+
+
+@pytest.mark.parametrize(("plain_wav_s", "speedup"), [(0.9, 1.0), (0.0, 1.0), (1.0, 1.5)])
+async def test_a_wav_beyond_the_bound_or_for_another_tempo_is_decoded(
+    plain_wav_s: float, speedup: float
+) -> None:
+    decoder = handle(decode=decode_noise)
+    file = wav(np.zeros(16_000, np.int16), 16_000)
+    port = ServedDecoder(decoder, 10.0, plain_wav_s=plain_wav_s)
+    await port.decode(file, False, speedup)
+    assert len(decoder.decode.calls) == 1
 
 
 async def test_a_file_that_kills_two_decoders_is_unsupported() -> None:
