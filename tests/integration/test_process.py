@@ -11,9 +11,13 @@ from threading import Event
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from configs.settings import SpeechArgs
+from speech.audio import SAMPLE_RATE
+from speech.media.decoding import decode
+from tests.unit.sound_files import wav
 
 Process = Callable[..., httpx.Response]
 
@@ -133,6 +137,22 @@ def test_the_recogniser_is_chosen_by_its_catalogue_id(
     answer = result(process(demo, dialogue, {"tra": {"model": model}}))
     assert answer["models"] == {"transcribe": model}
     assert len(answer["tra"]["text"].split()) > 20
+
+
+def test_a_wav_of_plain_samples_has_the_words_of_the_compressed_file(
+    demo: str, process: Process, dialogue: Path
+) -> None:
+    """It is read in the ingress, the other one in the decoder."""
+    data = dialogue.read_bytes()
+    audio = decode(data, keep_channels=False, max_seconds=60, max_channels=1)
+    samples = np.round(audio.mono * 32768).astype(np.int16)
+    settings = {"tra": {"model": "demo-vosk"}}
+    plain, compressed = (
+        result(process(demo, file, settings)) for file in (wav(samples, SAMPLE_RATE), data)
+    )
+    for answer in (plain, compressed):
+        del answer["stage_seconds"]
+    assert plain == compressed
 
 
 def test_a_stereo_call_gives_each_channel_its_own_turns_and_tag(
