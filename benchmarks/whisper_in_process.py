@@ -24,6 +24,7 @@ from benchmarks.whisper_load import (
     cut,
     repeated,
 )
+from deployments.runtime.numpy_threads import limit_numpy_threads
 from engines.whisper.encoders import Encoder, WhisperFiles
 from engines.whisper.engine import WhisperEngine
 from engines.whisper.log_mel import BlockwiseFeatures
@@ -106,6 +107,7 @@ class InProcess:
 
     def engine(self, callers: Sequence[int]) -> Iterator[Row]:
         """The engine of the service, without the service."""
+        limit_numpy_threads()  # as in a replica
         engine = WhisperEngine(
             self.path, device=self.device, compute_type=self.compute_type, threads=self.threads
         )
