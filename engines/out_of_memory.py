@@ -89,10 +89,19 @@ def in_smaller_batches(size: int, run: Callable[[int], R]) -> R:
         free_caches()
 
 
-def in_parts_that_fit(batch: B, run: Callable[[B], Iterable[R]]) -> list[R]:
-    """The results of ``run(batch)``, one for each item, by parts as :func:`in_smaller_batches`."""
+def in_parts_that_fit(
+    batch: B,
+    run: Callable[[B], Iterable[R]],
+    on_smaller: Callable[[int], None] = lambda size: None,
+) -> list[R]:
+    """The results of ``run(batch)``, one for each item, by parts as :func:`in_smaller_batches`.
+
+    ``on_smaller`` receives the size of the parts each time that it is halved.
+    """
 
     def in_parts(size: int) -> list[R]:
+        if size < len(batch):
+            on_smaller(size)
         parts = (batch[first : first + size] for first in range(0, len(batch), size))
         return [result for part in parts for result in run(part)]
 

@@ -10,10 +10,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-from engines.out_of_memory import in_smaller_batches
+from engines.out_of_memory import in_parts_that_fit
 from engines.whisper.finite import Encoded, FiniteWhisper
 from engines.whisper.windows import Window, encode
 
@@ -119,33 +118,24 @@ class Scheduler:
 
     def _run_next(self) -> None:
         batch = self._next_batch()
-        if not batch:
-            return
+        if batch:
+            self._finish(batch)
+
+    def _finish(self, calls: Sequence[_Call]) -> None:
         try:
-            results = in_smaller_batches(len(batch), partial(self._run_in_parts, batch))
+            results = in_parts_that_fit(calls, self._run, self._halve)
         except Exception as error:
-            if len(batch) == 1:
-                batch[0].future.set_exception(error)
+            if len(calls) == 1:
+                calls[0].future.set_exception(error)
                 return
-            for call in batch:
-                self._run_alone(call)
+            for call in calls:
+                self._finish([call])
             return
-        for call, result in zip(batch, results, strict=True):
+        for call, result in zip(calls, results, strict=True):
             call.future.set_result(result)
 
-    def _run_alone(self, call: _Call) -> None:
-        try:
-            (result,) = self._run([call])
-        except Exception as error:
-            call.future.set_exception(error)
-        else:
-            call.future.set_result(result)
-
-    def _run_in_parts(self, calls: Sequence[_Call], size: int) -> list[Any]:
-        if size < len(calls):
-            self._fitting_batch = size
-        parts = (calls[first : first + size] for first in range(0, len(calls), size))
-        return [result for part in parts for result in self._run(part)]
+    def _halve(self, size: int) -> None:
+        self._fitting_batch = size
 
     def _run(self, calls: Sequence[_Call]) -> Sequence[Any]:
         encoded = encode(self._model, [call.window for call in calls])
