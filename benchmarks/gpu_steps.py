@@ -268,13 +268,8 @@ class GpuCheck:
 
     def _run(self, command: str) -> Facts:
         environment = {**os.environ, "SPEECHGRAPH_URL": self._running()}
-        run = subprocess.run(
-            shlex.split(command), env=environment, capture_output=True, text=True, check=False
-        )
-        facts = {"output": run.stdout, "errors": run.stderr[-2000:]}
-        if run.returncode:
-            raise Unmet(f"exit status {run.returncode}", facts)
-        return {"summary": run.stdout.strip().rpartition("\n")[2], **facts}
+        facts = _output(shlex.split(command), env=environment)
+        return {"summary": facts["output"].strip().rpartition("\n")[2], **facts}
 
     def _overhead(self) -> Facts:
         """The rows of ``benchmarks.overhead`` against the engines in process."""
@@ -294,12 +289,7 @@ class GpuCheck:
         command += [f"--json={SPEED.absolute()}", f"--models={self._folder}", "--seconds=2"]
         if self._device == "cpu":
             command += ["--size=demo", "--seconds=0", "--batches", "1", "2", "--callers", "1", "2"]
-        run = subprocess.run(
-            command, cwd=REPOSITORY_ROOT, capture_output=True, text=True, check=False
-        )
-        facts = {"output": run.stdout, "errors": run.stderr[-2000:]}
-        if run.returncode:
-            raise Unmet(f"exit status {run.returncode}", facts)
+        facts = _output(command, cwd=REPOSITORY_ROOT)
         ratios = json.loads(SPEED.read_text("utf-8"))["ratios"]
         shown = (f"{name} {value:.2f}" for name, value in ratios.items())
         return {"summary": "; ".join(shown), **facts}
@@ -337,6 +327,15 @@ def recovered_after_s(url: str) -> float:
 def _is_out_of_memory(response: httpx.Response) -> bool:
     retry = response.headers.get("Retry-After", "").isdigit()
     return response.status_code == 503 and retry and "out_of_memory" in response.text
+
+
+def _output(command: list[str], **options: Any) -> Facts:
+    """What a command prints; raises Unmet where it fails."""
+    run = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    facts = {"output": run.stdout, "errors": run.stderr[-2000:]}
+    if run.returncode:
+        raise Unmet(f"exit status {run.returncode}", facts)
+    return facts
 
 
 def _whisper_texts(device: Device, compute_type: str) -> Facts:

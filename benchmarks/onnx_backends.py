@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from benchmarks.demo_meeting import meeting
 from configs.catalogue import REPOSITORY_ROOT, Catalogue
 from engines.onnx_asr.offline import OnnxAsrEngine
 from engines.vad.silero_vad import SileroVad
-from speech.audio import SAMPLE_RATE, Samples
-from speech.media.decoding import decode
+from speech.audio import SAMPLE_RATE
 from speech.ports import TranscribeOptions
 
 MODELS = {"sherpa-onnx": "demo-vosk", "onnx-asr": "demo-nemo"}
@@ -36,12 +36,6 @@ def engine(model: str) -> OnnxAsrEngine:
     assert entry is not None
     assert entry.source.path is not None
     return OnnxAsrEngine(entry, REPOSITORY_ROOT / entry.source.path, device="cpu", threads=1)
-
-
-def meeting() -> Samples:
-    """The ten minutes, float32 [samples] at 16 kHz."""
-    data = (REPOSITORY_ROOT / "models/demo/audio/meeting-10min.opus").read_bytes()
-    return decode(data, keep_channels=False, max_seconds=900, max_channels=2).mono
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # as in replicas; numpy reads it
 
 import statistics
 import time
-import wave
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,13 +30,13 @@ import httpx
 import numpy as np
 from faster_whisper import WhisperModel, decode_audio
 
+from benchmarks.demo_meeting import meeting, wav
 from benchmarks.in_process_graph import DEMO, RECOGNISERS, Engines
 from engines import gpu_libraries
 from engines.diarization.pyannote_diarization import PyannoteEngine
 from engines.emotion import EmotionEngine
 from speech import merge
 from speech.audio import SAMPLE_RATE
-from speech.media.decoding import decode
 from speech.pipeline import ProcessOptions, SpeechGraph
 from speech.ports import DiarizeOptions, EmotionOptions, TranscribeOptions
 from speech.transcript import Segment, Transcript, Word
@@ -54,16 +53,7 @@ ENGINES: Mapping[str, tuple[str, tuple[Any, ...]]] = {
 
 def clip(seconds: int) -> bytes:
     """The beginning of the demo meeting, repeated where it is shorter, as a WAV of 16 kHz."""
-    meeting = (DEMO / "audio" / "meeting-10min.opus").read_bytes()
-    audio = decode(meeting, keep_channels=False, max_seconds=3600, max_channels=1)
-    pcm = (np.resize(audio.mono, seconds * SAMPLE_RATE) * 32767).astype(np.int16)
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(SAMPLE_RATE)
-        out.writeframes(pcm.tobytes())
-    return file.getvalue()
+    return wav(np.resize(meeting(), seconds * SAMPLE_RATE))
 
 
 class Bare:

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.demo_meeting import meeting
 from benchmarks.random_whisper import DEMO, LARGE_V3, TURBO, Shape, build
 from benchmarks.whisper_in_process import (
     ALONE,
@@ -32,7 +33,7 @@ from benchmarks.whisper_in_process import (
     encoder_row,
     engine_row,
 )
-from benchmarks.whisper_load import Report, Row, meeting
+from benchmarks.whisper_load import Report, Row
 from benchmarks.whisper_service import rows as service_rows
 from benchmarks.whisper_service import service, service_row
 from engines import gpu

@@ -1,4 +1,4 @@
-"""The audio, the options and the clocks that all rows of :mod:`benchmarks.whisper` share."""
+"""The options and the clocks that all rows of :mod:`benchmarks.whisper` share."""
 
 import json
 import statistics
@@ -10,15 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from configs.catalogue import REPOSITORY_ROOT
 from speech.audio import SAMPLE_RATE, Samples
-from speech.media.decoding import decode
 from speech.ports import TranscribeOptions
 
 CLIP_S = 30
-MEETING = REPOSITORY_ROOT / "models" / "demo" / "audio" / "meeting-10min.opus"
 TOKENS = 36
 PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
 LONGEST = 2 * TOKENS
@@ -40,12 +35,6 @@ OPTIONS = {
 FILE_OPTIONS = {**OPTIONS, "vad_filter": True, "batch_size": 16}
 CLIP = TranscribeOptions(**OPTIONS)  # type: ignore[arg-type]
 FILE = TranscribeOptions(**FILE_OPTIONS)  # type: ignore[arg-type]
-
-
-def meeting() -> Samples:
-    """Ten minutes of speech."""
-    data = MEETING.read_bytes()
-    return decode(data, keep_channels=False, max_seconds=3600, max_channels=1).mono
 
 
 def cut(samples: Samples, seconds: int, count: int) -> list[Samples]:
@@ -140,8 +129,3 @@ def by_callers(
     calls = [took for _, _, each in found for took in each]
     wall = max(ended for _, ended, _ in found) - min(began for began, _, _ in found)
     return Row(name, CLIP_S * len(calls), wall, statistics.median(calls), note)
-
-
-def pcm(samples: Samples) -> bytes:
-    """16-bit PCM."""
-    return (samples * 32767).astype(np.int16).tobytes()

@@ -1,8 +1,6 @@
 """Whisper behind the service: a graph of its own, and callers over HTTP."""
 
-import io
 import json
-import wave
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +10,14 @@ import httpx
 import yaml
 
 from benchmarks.benchmark_server import running_graph
+from benchmarks.demo_meeting import MEETING, wav
 from benchmarks.whisper_load import (
     CLIP_S,
     FILE_OPTIONS,
-    MEETING,
     OPTIONS,
     Row,
     by_callers,
     cut,
-    pcm,
     repeated,
 )
 from configs.catalogue import CATALOGUE_PATH
@@ -92,7 +89,7 @@ def service(
 
 def rows(url: str, callers: Sequence[int], audio: Samples, seconds: float) -> Iterator[Row]:
     """Callers of clips, and one file of ten minutes."""
-    clips = [_wav(clip) for clip in cut(audio, CLIP_S, 16)]
+    clips = [wav(clip) for clip in cut(audio, CLIP_S, 16)]
     limits = httpx.Limits(max_connections=None)
     with httpx.Client(base_url=url, timeout=600, limits=limits) as client:
 
@@ -123,13 +120,3 @@ def rows(url: str, callers: Sequence[int], audio: Samples, seconds: float) -> It
 def service_row(callers: int) -> str:
     """The name of a row of the service."""
     return f"service, callers: {callers}"
-
-
-def _wav(samples: Samples) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(SAMPLE_RATE)
-        out.writeframes(pcm(samples))
-    return file.getvalue()
